@@ -1,0 +1,2 @@
+//! llm-worker-rbee.
+fn main() {}

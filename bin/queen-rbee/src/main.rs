@@ -1,0 +1,2 @@
+//! queen-rbee.
+fn main() {}

@@ -1,0 +1,2 @@
+//! rbee.
+fn main() {}

@@ -1,0 +1,149 @@
+//! What a host can do: its devices, its model files, its engines.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use shared_contract::{ModelId, WorkerId};
+
+/// Everything a placement needs to know of a host.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// Devices on which a worker can run; the CPU is always one.
+    pub devices: Vec<DeviceInfo>,
+    /// Model files on its disk.
+    pub models: Vec<ModelEntry>,
+    /// Worker programs that it can start.
+    pub engines: Vec<EngineInfo>,
+}
+
+/// What changed since the last beat that the queen acknowledged.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CapabilityChanges {
+    /// Model files that arrived.
+    pub models_added: Vec<ModelEntry>,
+    /// Model files that went.
+    pub models_removed: Vec<ModelId>,
+    /// Workers that were started.
+    pub workers_added: Vec<WorkerId>,
+    /// Workers whose process ended.
+    pub workers_removed: Vec<WorkerExit>,
+}
+
+impl CapabilityChanges {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A worker process that ended, as its hive saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerExit {
+    /// Which worker.
+    pub worker_id: WorkerId,
+    /// For example `stopped`, `exit code 1`, `killed by signal 9`.
+    pub reason: String,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Id on this host: `cpu`, `cuda:0`, `metal:0`.
+    pub id: String,
+    /// Backend it needs.
+    pub kind: DeviceKind,
+    /// For people, for example `NVIDIA GeForce RTX 4090`.
+    pub name: String,
+    /// Memory that a model can use; of the CPU: main memory.
+    pub memory_total_mb: u64,
+    /// The vendor's unique id, where it has one.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// CUDA compute capability, for example `8.9`.
+    #[serde(default)]
+    pub compute_capability: Option<String>,
+}
+
+/// Backend of a device, and of the worker program that can use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// Main processor.
+    #[default]
+    Cpu,
+    /// NVIDIA GPU.
+    Cuda,
+    /// Apple GPU.
+    Metal,
+}
+
+impl DeviceKind {
+    /// The word used in device ids.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Metal => "metal",
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text names no device kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseDeviceError(String);
+
+impl fmt::Display for ParseDeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no device kind; use cpu, cuda or metal", self.0)
+    }
+}
+
+impl std::error::Error for ParseDeviceError {}
+
+impl FromStr for DeviceKind {
+    type Err = ParseDeviceError;
+
+    /// Reads the kind off `cuda` or off a device id such as `cuda:0`.
+    fn from_str(text: &str) -> Result<Self, ParseDeviceError> {
+        match text.split(':').next() {
+            Some("cpu") => Ok(Self::Cpu),
+            Some("cuda") => Ok(Self::Cuda),
+            Some("metal") => Ok(Self::Metal),
+            _ => Err(ParseDeviceError(text.to_owned())),
+        }
+    }
+}
+
+/// A model file on a host's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelEntry {
+    /// As clients name it.
+    pub id: ModelId,
+    /// Where it came from, as `rbee pull` takes it.
+    pub reference: String,
+    /// Size on disk.
+    pub size_bytes: u64,
+    /// Checksum of the file, where it was computed.
+    #[serde(default)]
+    pub sha256: Option<String>,
+}
+
+/// A worker program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineInfo {
+    /// Program, for example `llm-worker-rbee`.
+    pub implementation: String,
+    /// Its version.
+    pub version: String,
+    /// Device kinds for which it was built.
+    pub kinds: Vec<DeviceKind>,
+}

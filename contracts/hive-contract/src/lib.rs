@@ -1,0 +1,16 @@
+//! What a hive says of itself and its host, and what it can be asked to do.
+//!
+//! Owns: [`HiveInfo`], [`HiveHeartbeat`], monitor data, capabilities and their changes, process stats, telemetry, jobs.
+//! Must not know: how devices are read, models fetched or processes kept.
+
+mod capabilities;
+mod heartbeat;
+mod job;
+mod telemetry;
+
+pub use capabilities::{
+    Capabilities, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry, ParseDeviceError, WorkerExit,
+};
+pub use heartbeat::{HiveHeartbeat, HiveInfo};
+pub use job::{JobAccepted, JobEvent, JobProgress, JobState, JobStatus, Operation};
+pub use telemetry::{DeviceLoad, MonitorData, ProcessState, ProcessStats, TelemetryEvent};

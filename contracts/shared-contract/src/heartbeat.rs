@@ -1,0 +1,96 @@
+//! Heartbeats as sender and receiver see them.
+
+use std::hash::Hash;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{ModelId, QueenId, timing};
+
+/// What the sender's machinery puts on each beat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Grows at every start of the sender.
+    pub incarnation: u64,
+    /// Grows with every beat of one incarnation, from 1.
+    pub seq: u64,
+    /// The sender's wall clock. The receiver derives a skew gauge from it and decides nothing by it.
+    pub timestamp: DateTime<Utc>,
+}
+
+/// A heartbeat from its sender's side.
+pub trait HeartbeatPayload: Serialize + Send + Sync + 'static {
+    /// Path on the queen, for example `/v1/worker-heartbeat`.
+    const PATH: &'static str;
+
+    /// Takes the stamp of the beat that is about to be sent.
+    fn stamp(&mut self, stamp: Stamp);
+}
+
+/// How much a beat should carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Everything: on discovery and when the queen says `want_full`.
+    Full,
+    /// What a beat always carries, and what changed.
+    Brief,
+}
+
+/// A heartbeat from its receiver's side: one member of the fleet as it last described itself.
+pub trait HeartbeatItem: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Names a member of this kind.
+    type Id: Clone + Eq + Hash + Ord + std::fmt::Display + Serialize + Send + Sync + 'static;
+
+    /// Word for this kind in events and metrics, for example `worker`.
+    const KIND: &'static str;
+
+    /// Who sent it.
+    fn id(&self) -> &Self::Id;
+    /// The sender's incarnation and sequence number; `(0, 0)` from a sender that has none.
+    fn order(&self) -> (u64, u64);
+    /// The sender's wall clock.
+    fn timestamp(&self) -> DateTime<Utc>;
+    /// Whether this is the sender's goodbye.
+    fn is_goodbye(&self) -> bool;
+    /// Whether the sender says that it can take work now. Says nothing about liveness.
+    fn is_available(&self) -> bool;
+    /// The model under which the member is indexed, if it serves one.
+    fn model(&self) -> Option<&ModelId>;
+    /// Host that the sender names for itself; `None` means the address that the beat came from.
+    fn host(&self) -> Option<&str>;
+    /// Port on which the sender can be reached.
+    fn port(&self) -> u16;
+    /// Whether the receiver should ask for the full description after merging.
+    fn wants_full(&self) -> bool;
+    /// Takes over from the previous beat of the same incarnation what a brief beat leaves out.
+    fn inherit(&mut self, previous: &Self);
+}
+
+/// The queen's answer to every accepted heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAck {
+    /// Always `ok`.
+    pub status: String,
+    /// For people.
+    pub message: String,
+    /// The pace that the queen wants.
+    #[serde(default = "default_interval_ms")]
+    pub interval_ms: u64,
+    /// Silence after which the queen will call the sender lost.
+    #[serde(default = "default_ttl_ms")]
+    pub ttl_ms: u64,
+    /// The next beat should be full, and come at once.
+    #[serde(default)]
+    pub want_full: bool,
+    /// Which run of which queen answered.
+    #[serde(default)]
+    pub queen_id: Option<QueenId>,
+}
+
+fn default_interval_ms() -> u64 {
+    timing::HEARTBEAT_INTERVAL.as_millis() as u64
+}
+
+fn default_ttl_ms() -> u64 {
+    timing::HEARTBEAT_TTL.as_millis() as u64
+}

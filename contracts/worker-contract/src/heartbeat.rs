@@ -1,0 +1,82 @@
+//! The worker's heartbeat, as sent and as remembered.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use shared_contract::{HeartbeatItem, HeartbeatPayload, ModelId, Stamp, WorkerId};
+
+use crate::{WorkerInfo, WorkerStatus};
+
+/// `POST /v1/worker-heartbeat`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerHeartbeat {
+    /// What the worker is and does.
+    pub worker: WorkerInfo,
+    /// The sender's wall clock.
+    pub timestamp: DateTime<Utc>,
+    /// Grows with every beat of one incarnation.
+    #[serde(default)]
+    pub seq: u64,
+    /// How busy it is.
+    #[serde(default)]
+    pub load: WorkerLoad,
+}
+
+/// How busy a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerLoad {
+    /// Sequences being decoded or prefilled.
+    pub running: u32,
+    /// Requests that wait for a slot.
+    pub waiting: u32,
+    /// Tokens held in the KV cache.
+    pub kv_used_tokens: u64,
+    /// Tokens that the KV cache can hold.
+    pub kv_total_tokens: u64,
+    /// Tokens decoded per second, recently.
+    pub tokens_per_second: f64,
+}
+
+impl HeartbeatPayload for WorkerHeartbeat {
+    const PATH: &'static str = "/v1/worker-heartbeat";
+
+    fn stamp(&mut self, stamp: Stamp) {
+        self.worker.incarnation = stamp.incarnation;
+        self.seq = stamp.seq;
+        self.timestamp = stamp.timestamp;
+    }
+}
+
+impl HeartbeatItem for WorkerHeartbeat {
+    type Id = WorkerId;
+    const KIND: &'static str = "worker";
+
+    fn id(&self) -> &WorkerId {
+        &self.worker.id
+    }
+    fn order(&self) -> (u64, u64) {
+        (self.worker.incarnation, self.seq)
+    }
+    fn timestamp(&self) -> DateTime<Utc> {
+        self.timestamp
+    }
+    fn is_goodbye(&self) -> bool {
+        self.worker.status == WorkerStatus::Stopped
+    }
+    fn is_available(&self) -> bool {
+        matches!(self.worker.status, WorkerStatus::Ready | WorkerStatus::Busy)
+    }
+    fn model(&self) -> Option<&ModelId> {
+        Some(&self.worker.model_id)
+    }
+    fn host(&self) -> Option<&str> {
+        self.worker.host.as_deref()
+    }
+    fn port(&self) -> u16 {
+        self.worker.port
+    }
+    fn wants_full(&self) -> bool {
+        false
+    }
+    fn inherit(&mut self, _previous: &Self) {}
+}

@@ -1,0 +1,108 @@
+//! The life of a daemon's process: settings, log, bind, run, drain.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::TcpListener;
+
+use crate::config::{self, CommonArgs, Loaded};
+use crate::serve;
+use crate::signals::Shutdown;
+
+/// What is left to the daemon after a second signal, for example to kill its children.
+const FORCED_GRACE: Duration = Duration::from_secs(1);
+/// Exit status after a second signal, as shells report an interrupted program.
+const FORCED_STATUS: u8 = 130;
+
+/// A daemon as its process sees it.
+pub trait Daemon {
+    /// Settings as they are written.
+    type Args: Parser + AsRef<CommonArgs>;
+    /// Settings as they are used: valid, or not there.
+    type Config;
+
+    /// Checks the settings; lists every mistake.
+    fn configure(args: Self::Args) -> Result<Self::Config, Vec<String>>;
+
+    /// Where to listen.
+    fn address(config: &Self::Config) -> SocketAddr;
+
+    /// Runs until `shutdown` asks to end; an error ends the process with status 1.
+    fn run(
+        config: Self::Config,
+        listener: TcpListener,
+        shutdown: Shutdown,
+    ) -> impl Future<Output = Result<(), impl Display>>;
+}
+
+/// Runs a daemon as this process. `program` is what its help calls it; `args` come without it.
+pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: D::Args = match config::load(program, args) {
+        Ok(Loaded::Run(args)) => args,
+        Ok(Loaded::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error.exit(),
+    };
+    let common = args.as_ref();
+    if let Err(message) = crate::logs::init(&common.log, common.log_format) {
+        eprintln!("error: {message}");
+        return ExitCode::from(2);
+    }
+    let config = match D::configure(args) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes {
+                eprintln!("error: {mistake}");
+            }
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(live::<D>(config));
+    // Blocking threads that still read or compute have nobody left to answer to.
+    runtime.shutdown_background();
+    code
+}
+
+async fn live<D: Daemon>(config: D::Config) -> ExitCode {
+    let shutdown = Shutdown::new();
+    let listener = match serve::bind(D::address(&config)).await {
+        Ok(listener) => listener,
+        Err(message) => {
+            tracing::error!("failed to {message}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = shutdown.listen() {
+        tracing::error!("failed to listen for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let forced = async {
+        shutdown.forced().await;
+        tokio::time::sleep(FORCED_GRACE).await;
+    };
+    let result = tokio::select! {
+        result = D::run(config, listener, shutdown.clone()) => result.map_err(|error| error.to_string()),
+        () = forced => Ok(()),
+    };
+    match result {
+        Err(error) => {
+            tracing::error!("failed to {error}");
+            ExitCode::FAILURE
+        }
+        Ok(()) if shutdown.is_forced() => ExitCode::from(FORCED_STATUS),
+        Ok(()) => ExitCode::SUCCESS,
+    }
+}
