@@ -1,0 +1,4 @@
+mod client;
+mod http;
+mod machine;
+mod probe;

@@ -1,0 +1,66 @@
+//! What the registry tells its subscribers.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use shared_contract::HeartbeatItem;
+
+use crate::{Liveness, Member, Report};
+
+/// One thing that happened to one member. The events of one member come in the order in which they happened.
+#[derive(Debug)]
+pub struct RegistryEvent<T: HeartbeatItem> {
+    /// To whom.
+    pub member: Arc<Member<T>>,
+    /// What the member had said last at that moment; the goodbye itself if it left with one.
+    pub report: Arc<Report<T>>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+// Derived, it would demand the same of `T`.
+impl<T: HeartbeatItem> Clone for RegistryEvent<T> {
+    fn clone(&self) -> Self {
+        Self {
+            member: Arc::clone(&self.member),
+            report: Arc::clone(&self.report),
+            kind: self.kind,
+        }
+    }
+}
+
+/// What happened to a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// Its first beat was recorded; the beat itself follows as an event of its own.
+    Joined,
+    /// A beat was recorded.
+    Beat,
+    /// It came back under a new incarnation; the beat itself follows as an event of its own.
+    Restarted,
+    /// Its liveness changed.
+    StateChanged {
+        /// From what.
+        from: Liveness,
+        /// To what.
+        to: Liveness,
+    },
+    /// It is no member any more.
+    Left {
+        /// Why.
+        reason: LeaveReason,
+    },
+}
+
+/// Why a member left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaveReason {
+    /// It said so.
+    Goodbye,
+    /// It was lost for longer than the retention.
+    Lost,
+    /// It was removed by hand.
+    Removed,
+}

@@ -1,0 +1,141 @@
+//! What subscribers are told, and in which order.
+
+use tokio::sync::broadcast::error::TryRecvError;
+
+use super::probe::{Fixture, Probe, RETENTION, SECOND, TTL, drain, goodbye, id, peer, probe, wall};
+use crate::{
+    EventKind::{Beat, Joined, Left, Restarted, StateChanged},
+    LeaveReason,
+    Liveness::{Lost, Online, Suspect},
+    Registry, RegistryOptions,
+};
+
+#[test]
+fn joining_beating_restarting_and_leaving_are_told_in_their_order() {
+    let f = Fixture::new();
+    let mut events = f.registry.subscribe();
+    let mut kinds = || drain(&mut events).into_iter().map(|(_, kind)| kind).collect::<Vec<_>>();
+    f.record(probe("a", 1, 1));
+    assert_eq!(kinds(), [Joined, Beat]);
+    f.record(probe("a", 1, 2));
+    assert_eq!(kinds(), [Beat]);
+    f.record(probe("a", 1, 2));
+    assert_eq!(kinds(), [], "a stale beat is no event");
+    f.record(probe("a", 2, 1));
+    assert_eq!(kinds(), [Restarted, Beat]);
+    f.record(goodbye("a", 2, 2));
+    assert_eq!(
+        kinds(),
+        [Left {
+            reason: LeaveReason::Goodbye
+        }]
+    );
+    f.record(probe("a", 3, 1));
+    f.registry.remove(&id("a"));
+    assert_eq!(
+        kinds(),
+        [
+            Joined,
+            Beat,
+            Left {
+                reason: LeaveReason::Removed
+            }
+        ]
+    );
+}
+
+#[test]
+fn suspicion_and_its_end_are_told() {
+    let f = Fixture::new();
+    f.record(probe("a", 1, 1));
+    let mut events = f.registry.subscribe();
+    f.registry.mark_suspect(&id("a"), "refused", f.now);
+    f.registry.refute(&id("a"), f.now);
+    f.registry.mark_suspect(&id("a"), "refused", f.now);
+    f.record(probe("a", 1, 2));
+    let suspected = StateChanged {
+        from: Online,
+        to: Suspect,
+    };
+    let cleared = StateChanged {
+        from: Suspect,
+        to: Online,
+    };
+    let expected = [suspected, cleared, suspected, cleared, Beat].map(|kind| ("a".to_owned(), kind));
+    assert_eq!(drain(&mut events), expected);
+}
+
+#[test]
+fn a_loss_is_told_by_the_sweep_or_by_the_beat_that_ends_it() {
+    let mut f = Fixture::new();
+    f.record(probe("a", 1, 1));
+    let mut events = f.registry.subscribe();
+    let mut kinds = || drain(&mut events).into_iter().map(|(_, kind)| kind).collect::<Vec<_>>();
+    let lost = StateChanged { from: Online, to: Lost };
+    let back = StateChanged { from: Lost, to: Online };
+
+    f.pass(TTL);
+    f.registry.cleanup_stale(f.now);
+    f.registry.cleanup_stale(f.now);
+    assert_eq!(kinds(), [lost]);
+    f.record(probe("a", 1, 2));
+    assert_eq!(kinds(), [back, Beat]);
+
+    f.pass(TTL);
+    f.record(probe("a", 1, 3));
+    assert_eq!(kinds(), [lost, back, Beat], "no sweep came by");
+
+    f.registry.mark_suspect(&id("a"), "refused", f.now);
+    f.pass(TTL + RETENTION);
+    f.registry.cleanup_stale(f.now);
+    let suspected = StateChanged {
+        from: Online,
+        to: Suspect,
+    };
+    let suspect_lost = StateChanged {
+        from: Suspect,
+        to: Lost,
+    };
+    assert_eq!(
+        kinds(),
+        [
+            suspected,
+            suspect_lost,
+            Left {
+                reason: LeaveReason::Lost
+            }
+        ]
+    );
+}
+
+#[test]
+fn an_event_carries_the_report_of_its_moment() {
+    let mut f = Fixture::new();
+    let mut events = f.registry.subscribe();
+    f.record(probe("a", 1, 1));
+    f.pass(SECOND);
+    f.record(Probe {
+        available: false,
+        ..probe("a", 1, 2)
+    });
+    let mut seen = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        seen.push((event.report.item.seq, event.report.item.available));
+    }
+    assert_eq!(seen, [(1, true), (1, true), (2, false)]);
+}
+
+#[test]
+fn a_slow_subscriber_misses_the_oldest_events_and_is_told_so() {
+    let registry = Registry::new(RegistryOptions {
+        event_capacity: 4,
+        ..RegistryOptions::default()
+    });
+    let mut events = registry.subscribe();
+    let now = std::time::Instant::now();
+    for seq in 1..=100 {
+        registry.record(probe("a", 1, seq), peer(), now, wall()).unwrap();
+    }
+    assert!(matches!(events.try_recv(), Err(TryRecvError::Lagged(97))));
+    assert_eq!(drain(&mut events).len(), 4);
+}

@@ -1,0 +1,5 @@
+mod behaviour;
+mod events;
+mod model;
+mod probe;
+mod threads;

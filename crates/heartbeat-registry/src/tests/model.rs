@@ -1,0 +1,276 @@
+//! The registry against a naive model of it: a list, scanned each time.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+
+use super::probe::{Fixture, Probe, RETENTION, TTL, id, model, probe};
+use crate::{EventKind, Liveness, Outcome};
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const MODELS: [&str; 3] = ["m0", "m1", "m2"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Beat {
+        who: usize,
+        incarnation: u64,
+        seq: u64,
+        model: Option<usize>,
+        goodbye: bool,
+        available: bool,
+    },
+    Pass {
+        seconds: u64,
+    },
+    Suspect {
+        who: usize,
+    },
+    Refute {
+        who: usize,
+    },
+    Sweep,
+    Remove {
+        who: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..NAMES.len();
+    // Few values, so that duplicates, reordering and restarts are common.
+    let beat = (
+        who.clone(),
+        0..4_u64,
+        0..6_u64,
+        proptest::option::weighted(0.8, 0..MODELS.len()),
+        0..10_u8,
+        any::<bool>(),
+    )
+        .prop_map(|(who, incarnation, seq, model, dice, available)| Step::Beat {
+            who,
+            incarnation,
+            seq,
+            model,
+            goodbye: dice == 0,
+            available,
+        });
+    prop_oneof![
+        12 => beat,
+        3 => (1..=100_u64).prop_map(|seconds| Step::Pass { seconds }),
+        1 => (500..=1_500_u64).prop_map(|seconds| Step::Pass { seconds }),
+        2 => who.clone().prop_map(|who| Step::Suspect { who }),
+        1 => who.clone().prop_map(|who| Step::Refute { who }),
+        2 => Just(Step::Sweep),
+        1 => who.prop_map(|who| Step::Remove { who }),
+    ]
+}
+
+/// What is known of one member.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    order: (u64, u64),
+    model: Option<usize>,
+    available: bool,
+    last_seen: Instant,
+    suspected: bool,
+}
+
+#[derive(Default)]
+struct Naive {
+    members: BTreeMap<usize, Known>,
+    departed: BTreeMap<usize, ((u64, u64), Instant)>,
+}
+
+impl Known {
+    fn liveness(&self, now: Instant) -> Liveness {
+        match (now - self.last_seen >= TTL, self.suspected) {
+            (true, _) => Liveness::Lost,
+            (false, true) => Liveness::Suspect,
+            (false, false) => Liveness::Online,
+        }
+    }
+}
+
+fn is_stale(next: (u64, u64), last: (u64, u64)) -> bool {
+    next.0 > 0 && (next.0 < last.0 || (next.0 == last.0 && next.1 <= last.1))
+}
+
+impl Naive {
+    fn beat(&mut self, who: usize, new: Known, goodbye: bool) -> Outcome {
+        let before = self.members.get(&who);
+        let departed = self.departed.get(&who).filter(|_| before.is_none());
+        let last = before.map(|known| known.order).or(departed.map(|(order, _)| *order));
+        if last.is_some_and(|last| is_stale(new.order, last)) {
+            return Outcome::Stale;
+        }
+        let outcome = match before {
+            _ if goodbye => Outcome::Goodbye,
+            None => Outcome::New,
+            Some(known) if known.order.0 == new.order.0 => Outcome::Updated,
+            Some(_) => Outcome::Restarted,
+        };
+        if before.is_none() {
+            self.departed.remove(&who);
+        }
+        if !goodbye {
+            self.members.insert(who, new);
+        } else if self.members.remove(&who).is_some() && new.order.0 > 0 {
+            self.departed.insert(who, (new.order, new.last_seen));
+        }
+        outcome
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.members.retain(|_, known| now - known.last_seen < TTL + RETENTION);
+        self.departed.retain(|_, (_, since)| now - *since < RETENTION);
+    }
+
+    fn names(&self, keep: impl Fn(&Known) -> bool) -> Vec<&'static str> {
+        self.members
+            .iter()
+            .filter(|(_, known)| keep(known))
+            .map(|(who, _)| NAMES[*who])
+            .collect()
+    }
+}
+
+fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
+    match *step {
+        Step::Beat {
+            who,
+            incarnation,
+            seq,
+            model: index,
+            goodbye,
+            available,
+        } => {
+            let item = Probe {
+                model: index.map(|index| model(MODELS[index])),
+                goodbye,
+                available,
+                ..probe(NAMES[who], incarnation, seq)
+            };
+            let known = Known {
+                order: (incarnation, seq),
+                model: index,
+                available,
+                last_seen: f.now,
+                suspected: false,
+            };
+            assert_eq!(f.outcome(item), naive.beat(who, known, goodbye));
+        }
+        Step::Pass { seconds } => f.pass(Duration::from_secs(seconds)),
+        Step::Suspect { who } => {
+            let known = naive
+                .members
+                .get_mut(&who)
+                .filter(|known| known.liveness(f.now) == Liveness::Online);
+            assert_eq!(
+                f.registry.mark_suspect(&id(NAMES[who]), "evidence", f.now),
+                known.is_some()
+            );
+            known.into_iter().for_each(|known| known.suspected = true);
+        }
+        Step::Refute { who } => {
+            let known = naive
+                .members
+                .get_mut(&who)
+                .filter(|known| known.liveness(f.now) == Liveness::Suspect);
+            assert_eq!(f.registry.refute(&id(NAMES[who]), f.now), known.is_some());
+            known.into_iter().for_each(|known| known.suspected = false);
+        }
+        Step::Sweep => {
+            f.registry.cleanup_stale(f.now);
+            naive.sweep(f.now);
+        }
+        Step::Remove { who } => {
+            assert_eq!(
+                f.registry.remove(&id(NAMES[who])).is_some(),
+                naive.members.remove(&who).is_some()
+            );
+        }
+    }
+}
+
+fn assert_same(f: &Fixture, naive: &Naive) {
+    let now = f.now;
+    let online = |known: &Known| known.liveness(now) == Liveness::Online;
+    assert_eq!(Fixture::names(&f.registry.list_all(now)), naive.names(|_| true));
+    assert_eq!(Fixture::names(&f.registry.list_online(now)), naive.names(online));
+    assert_eq!(
+        Fixture::names(&f.registry.list_available(now)),
+        naive.names(|known| online(known) && known.available)
+    );
+    assert_eq!(f.registry.count_total(), naive.members.len());
+    assert_eq!(f.registry.count_online(now), naive.names(online).len());
+    for view in f.registry.list_all(now) {
+        let who = NAMES.iter().position(|name| *name == view.id().as_str()).unwrap();
+        assert_eq!(view.liveness, naive.members[&who].liveness(now));
+        assert!(view.since <= now);
+    }
+    for (index, name) in MODELS.iter().enumerate() {
+        let members = f.registry.find_by_model(&model(name));
+        let mut found: Vec<_> = members.iter().map(|member| member.id().as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            naive.names(|known| known.model == Some(index)),
+            "by model {name}"
+        );
+        assert_eq!(f.registry.models().contains(&model(name)), !found.is_empty());
+    }
+}
+
+/// What a subscriber who believes the events would think that there is.
+#[derive(Default)]
+struct Believed(BTreeMap<String, Liveness>);
+
+impl Believed {
+    fn take(&mut self, name: String, kind: EventKind) {
+        match kind {
+            EventKind::Joined => assert_eq!(self.0.insert(name, Liveness::Online), None),
+            EventKind::Beat | EventKind::Restarted => assert_eq!(self.0.get(&name), Some(&Liveness::Online)),
+            EventKind::StateChanged { from, to } => {
+                assert_ne!(from, to);
+                assert_eq!(self.0.insert(name, to), Some(from));
+            }
+            EventKind::Left { .. } => assert!(self.0.remove(&name).is_some()),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_registry_does_what_a_naive_list_would_do(steps in proptest::collection::vec(step(), 1..80)) {
+        let mut f = Fixture::new();
+        let mut naive = Naive::default();
+        for step in &steps {
+            apply(&mut f, &mut naive, step);
+            assert_same(&f, &naive);
+        }
+    }
+
+    #[test]
+    fn who_believes_the_events_knows_the_fleet_after_each_sweep(steps in proptest::collection::vec(step(), 1..80)) {
+        let mut f = Fixture::new();
+        let mut naive = Naive::default();
+        let mut events = f.registry.subscribe();
+        let mut believed = Believed::default();
+        for step in &steps {
+            apply(&mut f, &mut naive, step);
+            while let Ok(event) = events.try_recv() {
+                believed.take(event.member.id().to_string(), event.kind);
+            }
+        }
+        f.registry.cleanup_stale(f.now);
+        while let Ok(event) = events.try_recv() {
+            believed.take(event.member.id().to_string(), event.kind);
+        }
+        let is: BTreeMap<_, _> =
+            f.registry.list_all(f.now).iter().map(|view| (view.id().to_string(), view.liveness)).collect();
+        prop_assert_eq!(believed.0, is);
+    }
+}
