@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -54,6 +56,7 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
         eprintln!("error: {message}");
         return ExitCode::from(2);
     }
+    let announce = common.announce.clone();
     let config = match D::configure(args) {
         Ok(config) => config,
         Err(mistakes) => {
@@ -70,25 +73,21 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(live::<D>(config));
+    let code = runtime.block_on(live::<D>(config, announce.as_deref()));
     // Blocking threads that still read or compute have nobody left to answer to.
     runtime.shutdown_background();
     code
 }
 
-async fn live<D: Daemon>(config: D::Config) -> ExitCode {
+async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> ExitCode {
     let shutdown = Shutdown::new();
-    let listener = match serve::bind(D::address(&config)).await {
+    let listener = match prepare(D::address(&config), announcement, &shutdown).await {
         Ok(listener) => listener,
         Err(message) => {
             tracing::error!("failed to {message}");
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = shutdown.listen() {
-        tracing::error!("failed to listen for signals: {error}");
-        return ExitCode::FAILURE;
-    }
     let forced = async {
         shutdown.forced().await;
         tokio::time::sleep(FORCED_GRACE).await;
@@ -105,4 +104,29 @@ async fn live<D: Daemon>(config: D::Config) -> ExitCode {
         Ok(()) if shutdown.is_forced() => ExitCode::from(FORCED_STATUS),
         Ok(()) => ExitCode::SUCCESS,
     }
+}
+
+async fn prepare(address: SocketAddr, announcement: Option<&Path>, shutdown: &Shutdown) -> Result<TcpListener, String> {
+    shutdown
+        .listen()
+        .map_err(|error| format!("listen for signals: {error}"))?;
+    let listener = serve::bind(address).await?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| format!("learn the bound port: {error}"))?;
+    if let Some(file) = announcement {
+        announce(file, address.port()).map_err(|error| format!("write --announce {}: {error}", file.display()))?;
+    }
+    tracing::info!(%address, "listening");
+    Ok(listener)
+}
+
+/// Writes the file under another name first, so that nobody reads half of it.
+fn announce(file: &Path, port: u16) -> io::Result<()> {
+    let unfinished = file.with_extension("unfinished");
+    std::fs::write(
+        &unfinished,
+        format!("{{\"port\": {port}, \"pid\": {}}}\n", std::process::id()),
+    )?;
+    std::fs::rename(unfinished, file)
 }

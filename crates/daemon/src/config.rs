@@ -31,6 +31,9 @@ pub struct CommonArgs {
         value_name = "FORMAT"
     )]
     pub log_format: LogFormat,
+    /// Write `{"port": N, "pid": N}` to this file once the daemon listens
+    #[arg(long, env = "RBEE_ANNOUNCE", value_name = "FILE")]
+    pub announce: Option<PathBuf>,
 }
 
 /// Why there are no settings. `clap`'s own errors include `--help` and `--version`.

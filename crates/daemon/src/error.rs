@@ -13,6 +13,7 @@ pub struct ApiError {
     kind: ErrorKind,
     message: Cow<'static, str>,
     param: Option<String>,
+    code: Option<&'static str>,
     retry_after_s: Option<u32>,
 }
 
@@ -23,6 +24,7 @@ impl ApiError {
             kind,
             message: message.into(),
             param: None,
+            code: None,
             retry_after_s: None,
         }
     }
@@ -52,6 +54,14 @@ impl ApiError {
         }
     }
 
+    /// Gives a more exact code than the kind has.
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self {
+            code: Some(code),
+            ..self
+        }
+    }
+
     /// Asks the client to come back after so many seconds.
     pub fn retry_after(self, seconds: u32) -> Self {
         Self {
@@ -67,7 +77,14 @@ impl ApiError {
 
     /// The body's inner object, for an error that is sent inside a stream.
     pub fn object(&self) -> ErrorObject {
-        self.kind.object(self.message.as_ref(), self.param.as_deref())
+        let object = self.kind.object(self.message.as_ref(), self.param.as_deref());
+        match self.code {
+            Some(code) => ErrorObject {
+                code: Some(code.to_owned()),
+                ..object
+            },
+            None => object,
+        }
     }
 }
 

@@ -57,17 +57,31 @@ pub async fn json_body<S: Send + Sync>(request: Request, state: &S) -> Result<By
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let message = format!("{}", error.inner());
-        match path.as_str() {
-            "." => ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid: {message}")),
-            _ => ApiError::invalid(path.clone(), format!("{path}: {message}")),
+        let message = error.inner().to_string();
+        match field_path(&error.path().to_string(), &message) {
+            None => ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid: {message}")),
+            Some(path) => ApiError::invalid(path.clone(), format!("{path}: {message}")),
         }
     })?;
     deserializer
         .end()
         .map_err(|error| ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid: {error}")))?;
     Ok(value)
+}
+
+/// The path of the offending field. A missing or unknown field is named by the message only, so it is added.
+fn field_path(path: &str, message: &str) -> Option<String> {
+    let parent = Some(path).filter(|path| *path != ".");
+    let field = ["missing field `", "unknown field `"]
+        .into_iter()
+        .find_map(|start| message.strip_prefix(start))
+        .and_then(|rest| rest.split_once('`'))
+        .map(|(field, _)| field);
+    match (parent, field) {
+        (Some(parent), Some(field)) if !parent.ends_with(field) => Some(format!("{parent}.{field}")),
+        (Some(parent), _) => Some(parent.to_owned()),
+        (None, field) => field.map(str::to_owned),
+    }
 }
 
 /// A query string.
@@ -112,6 +126,8 @@ mod tests {
         assert_eq!(error.object().param.as_deref(), Some("inner.port"));
         let error = from_slice::<Outer>(br#"{"inner": {}}"#).unwrap_err();
         assert!(error.to_string().contains("missing field `port`"), "{error}");
+        assert_eq!(error.object().param.as_deref(), Some("inner.port"));
+        let error = from_slice::<Outer>(b"{}").unwrap_err();
         assert_eq!(error.object().param.as_deref(), Some("inner"));
     }
 
