@@ -36,6 +36,8 @@ pub struct Report<T> {
     pub skew_ms: i64,
     /// Beats recorded since it joined.
     pub beats: u64,
+    /// Leases held when the newest beat came: so much of the load that it tells of may be ours.
+    pub outstanding: u32,
     /// What subscribers were told last.
     pub(crate) announced: Liveness,
 }
@@ -53,6 +55,7 @@ impl<T> Clone for Report<T> {
             suspicion: self.suspicion.clone(),
             skew_ms: self.skew_ms,
             beats: self.beats,
+            outstanding: self.outstanding,
             announced: self.announced,
         }
     }

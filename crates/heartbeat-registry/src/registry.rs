@@ -102,11 +102,12 @@ impl<T: HeartbeatItem> Arrival<T> {
             suspicion: None,
             skew_ms: self.skew_ms,
             beats: 1,
+            outstanding: 0,
             announced: Liveness::Online,
         })
     }
 
-    fn next_report(&self, previous: &Report<T>, ttl: Duration) -> Result<Report<T>, Error> {
+    fn next_report(&self, previous: &Report<T>, outstanding: u32, ttl: Duration) -> Result<Report<T>, Error> {
         let was_online = previous.liveness(self.now, ttl) == Liveness::Online;
         Ok(Report {
             item: Arc::clone(&self.item),
@@ -119,6 +120,7 @@ impl<T: HeartbeatItem> Arrival<T> {
             suspicion: None,
             skew_ms: self.skew_ms,
             beats: previous.beats + 1,
+            outstanding,
             announced: Liveness::Online,
         })
     }
@@ -374,7 +376,7 @@ impl<T: HeartbeatItem> Registry<T> {
         if is_same_run {
             Arc::make_mut(&mut arrival.item).inherit(&previous.item);
         }
-        let next = arrival.next_report(&previous, self.options.ttl)?;
+        let next = arrival.next_report(&previous, member.outstanding(), self.options.ttl)?;
         if arrival.item.is_goodbye() {
             member.report.store(Arc::new(next));
             self.leave(member, gone, LeaveReason::Goodbye);

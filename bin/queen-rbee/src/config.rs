@@ -1,0 +1,260 @@
+//! The queen's settings: as they are written, and as they are used.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use daemon::Secret;
+use daemon::config::CommonArgs;
+use shared_contract::timing;
+
+/// The queen: knows every worker of the fleet, and serves the OpenAI API with them.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Address to listen on; one that other machines can reach needs --token and --api-key
+    #[arg(long, env = "RBEE_QUEEN_HOST", value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "RBEE_QUEEN_PORT", default_value_t = 7833)]
+    port: u16,
+    /// Secret shared by queen, hives and workers: guards heartbeats and the fleet, and is sent to the workers
+    #[arg(long, env = "RBEE_TOKEN", hide_env_values = true)]
+    token: Option<Secret>,
+    /// Listen on any address without a token or API key
+    #[arg(long, env = "RBEE_INSECURE")]
+    insecure: bool,
+    /// Key that clients of the OpenAI API must present; may be given several times
+    #[arg(
+        long,
+        env = "RBEE_API_KEYS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "KEY"
+    )]
+    api_key: Vec<Secret>,
+    /// File with further API keys, one a line; lines that start with # are skipped
+    #[arg(long, env = "RBEE_API_KEY_FILE", value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Pause between two heartbeats that hives and workers are asked to keep
+    #[arg(long, env = "RBEE_HEARTBEAT_INTERVAL_MS", value_name = "MS",
+          default_value_t = millis(timing::HEARTBEAT_INTERVAL))]
+    heartbeat_interval_ms: u64,
+    /// A hive or worker that is silent for this long is lost
+    #[arg(long, env = "RBEE_HEARTBEAT_TTL_MS", value_name = "MS", default_value_t = millis(timing::HEARTBEAT_TTL))]
+    heartbeat_ttl_ms: u64,
+    /// How long a request may wait for a worker that is starting or busy
+    #[arg(long, env = "RBEE_QUEUE_TIMEOUT_MS", value_name = "MS", default_value_t = 30_000)]
+    queue_timeout_ms: u64,
+    /// Requests that may wait for one model; further ones are refused with status 429
+    #[arg(long, env = "RBEE_QUEUE_MAX", value_name = "COUNT", default_value_t = 256)]
+    queue_max: usize,
+    /// How long a worker may take to the first byte of a stream before another one is asked
+    #[arg(
+        long,
+        env = "RBEE_FIRST_BYTE_TIMEOUT_MS",
+        value_name = "MS",
+        default_value_t = 60_000
+    )]
+    first_byte_timeout_ms: u64,
+    /// How long a worker may take to an answer that is not streamed
+    #[arg(long, env = "RBEE_ANSWER_TIMEOUT_MS", value_name = "MS", default_value_t = 600_000)]
+    answer_timeout_ms: u64,
+    /// How long running requests may take to finish after a signal to end
+    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30)]
+    grace_s: u64,
+}
+
+impl AsRef<CommonArgs> for Args {
+    fn as_ref(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// Valid settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Guards heartbeats and the fleet; sent to the workers.
+    pub token: Option<Secret>,
+    /// Guard the OpenAI endpoints; without any they are open.
+    pub api_keys: Vec<Secret>,
+    /// The pace that senders are asked to keep.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a member is lost.
+    pub heartbeat_ttl: Duration,
+    /// Longest wait of a request for a worker.
+    pub queue_timeout: Duration,
+    /// Most requests that wait for one model.
+    pub queue_max: usize,
+    /// Limit for the first byte of a stream.
+    pub first_byte_timeout: Duration,
+    /// Limit for the first byte of an answer that is no stream: it comes when the answer is complete.
+    pub answer_timeout: Duration,
+    /// How long running requests may take once the shutdown has begun.
+    pub grace: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7833),
+            token: None,
+            api_keys: Vec::new(),
+            heartbeat_interval: timing::HEARTBEAT_INTERVAL,
+            heartbeat_ttl: timing::HEARTBEAT_TTL,
+            queue_timeout: Duration::from_secs(30),
+            queue_max: 256,
+            first_byte_timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_secs(600),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = Vec<String>;
+
+    fn try_from(args: Args) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let mut api_keys = args.api_key;
+        if let Some(path) = &args.api_key_file {
+            match read_keys(path) {
+                Ok(keys) => api_keys.extend(keys),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        let address = SocketAddr::new(args.host, args.port);
+        let is_guarded = args.insecure || address.ip().is_loopback();
+        mistakes.extend(daemon::auth::check_bind(address, args.token.is_some(), args.insecure).err());
+        if !is_guarded && api_keys.is_empty() {
+            mistakes.push(format!(
+                "{address} can be reached from other machines: set --api-key (or --api-key-file), or --insecure to let \
+                 everybody use the models"
+            ));
+        }
+        let positive = [
+            ("--heartbeat-interval-ms", args.heartbeat_interval_ms),
+            ("--queue-timeout-ms", args.queue_timeout_ms),
+            ("--first-byte-timeout-ms", args.first_byte_timeout_ms),
+            ("--answer-timeout-ms", args.answer_timeout_ms),
+        ];
+        for (flag, value) in positive {
+            if value == 0 {
+                mistakes.push(format!("{flag} must be above 0"));
+            }
+        }
+        if args.heartbeat_ttl_ms <= args.heartbeat_interval_ms {
+            mistakes.push(format!(
+                "--heartbeat-ttl-ms ({}) must be above --heartbeat-interval-ms ({}), or members are lost between two beats",
+                args.heartbeat_ttl_ms, args.heartbeat_interval_ms
+            ));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Self {
+            address,
+            token: args.token,
+            api_keys,
+            heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
+            heartbeat_ttl: Duration::from_millis(args.heartbeat_ttl_ms),
+            queue_timeout: Duration::from_millis(args.queue_timeout_ms),
+            queue_max: args.queue_max,
+            first_byte_timeout: Duration::from_millis(args.first_byte_timeout_ms),
+            answer_timeout: Duration::from_millis(args.answer_timeout_ms),
+            grace: Duration::from_secs(args.grace_s),
+        })
+    }
+}
+
+fn read_keys(path: &Path) -> Result<Vec<Secret>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("--api-key-file {}: {error}", path.display()))?;
+    let mut keys = Vec::new();
+    for (number, line) in text.lines().map(str::trim).enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let key = line
+            .parse()
+            .map_err(|error| format!("--api-key-file {} line {}: {error}", path.display(), number + 1))?;
+        keys.push(key);
+    }
+    if keys.is_empty() {
+        return Err(format!("--api-key-file {} holds no key", path.display()));
+    }
+    Ok(keys)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::io::Write;
+
+    use daemon::config::{Loaded, load};
+
+    use super::*;
+
+    fn configure(args: &[&str]) -> Result<Config, Vec<String>> {
+        match load::<Args>("queen-rbee", args.iter().map(OsString::from)).unwrap() {
+            Loaded::Run(args) => args.try_into(),
+            Loaded::Print(text) => panic!("asked to print {text}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_of_the_flags_are_those_of_the_type() {
+        let (written, default) = (configure(&[]).unwrap(), Config::default());
+        assert_eq!(format!("{written:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let mistakes = configure(&[
+            "--host",
+            "0.0.0.0",
+            "--heartbeat-ttl-ms",
+            "1000",
+            "--queue-timeout-ms",
+            "0",
+        ])
+        .unwrap_err();
+        for word in ["--token", "--api-key", "--heartbeat-ttl-ms", "--queue-timeout-ms"] {
+            assert!(
+                mistakes.iter().any(|mistake| mistake.contains(word)),
+                "{word}: {mistakes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_open_address_needs_both_secrets_or_the_operators_word() {
+        let token = ["--host", "0.0.0.0", "--token", "token-token"];
+        assert_eq!(configure(&token).unwrap_err().len(), 1);
+        assert!(configure(&[&token[..], &["--api-key", "key-key-key"]].concat()).is_ok());
+        assert!(configure(&["--host", "0.0.0.0", "--insecure"]).is_ok());
+    }
+
+    #[test]
+    fn keys_are_read_from_a_file_and_a_bad_line_is_named() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"# team\nfirst-key-1\n\n  second-key-2\n").unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        let path = path.as_str();
+        let config = configure(&["--api-key-file", path, "--api-key", "third-key-3,fourth-key-4"]).unwrap();
+        let keys: Vec<_> = config.api_keys.iter().map(Secret::expose).collect();
+        assert_eq!(keys, ["third-key-3", "fourth-key-4", "first-key-1", "second-key-2"]);
+        file.write_all(b"short\n").unwrap();
+        let mistakes = configure(&["--api-key-file", path]).unwrap_err();
+        assert!(mistakes[0].contains("line 5"), "{mistakes:?}");
+        assert!(!mistakes[0].contains("short"), "a key is never shown: {mistakes:?}");
+    }
+}

@@ -1,0 +1,9 @@
+//! The queen as her clients, workers and hives meet her: the real daemon in process, on a free port. The workers are tiny
+//! servers that answer what the test tells them; nothing of a real worker is in them.
+
+mod auth;
+mod fleet;
+mod heartbeats;
+mod line;
+mod relay;
+mod support;

