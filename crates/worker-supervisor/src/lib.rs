@@ -1,1 +1,204 @@
-//! worker-supervisor.
+//! Keeps worker processes: starts them, sees them end at once, starts them again, stops them.
+//!
+//! Owns: child processes, their environment and log files, the pause before a restart, and the decision to give up.
+//! Must not know: models, devices, ports, heartbeats or HTTP; what a worker is for.
+//!
+//! A child stays in the process group of its parent, so that a terminal's Ctrl-C reaches both, and it writes to its log
+//! file itself, so that it goes on when its parent is killed.
+
+mod backoff;
+mod env;
+mod exit;
+mod log;
+mod supervisor;
+mod task;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared_contract::WorkerId;
+
+pub use backoff::Backoff;
+pub use env::{INHERITED, WITHHELD};
+pub use exit::Exit;
+pub use supervisor::Supervisor;
+
+/// How to keep processes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of the log files; made if it is not there.
+    pub log_dir: PathBuf,
+    /// A log that grows beyond this is set aside and begun anew.
+    pub max_log_bytes: u64,
+    /// Log files kept of workers that are gone.
+    pub kept_logs: usize,
+    /// When to start a process again.
+    pub backoff: Backoff,
+    /// Processes kept at once.
+    pub max_workers: usize,
+    /// Events that a slow reader may lag behind.
+    pub event_capacity: usize,
+}
+
+impl Options {
+    /// The defaults, with logs in this folder.
+    pub fn new(log_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            log_dir: log_dir.into(),
+            max_log_bytes: 16 * 1024 * 1024,
+            kept_logs: 32,
+            backoff: Backoff::default(),
+            max_workers: 64,
+            event_capacity: 256,
+        }
+    }
+}
+
+/// A process to be kept.
+#[derive(Clone)]
+pub struct Spec {
+    /// Names it, for as long as it is kept: a restarted process has the same.
+    pub id: WorkerId,
+    /// Program: a path, or a name to be found on `PATH`.
+    pub program: OsString,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Variables that it gets besides the [`INHERITED`] ones.
+    pub env: Vec<(OsString, OsString)>,
+    /// A file that the process writes once it is up; removed before each start.
+    pub announce: Option<PathBuf>,
+}
+
+impl fmt::Debug for Spec {
+    /// Without the values of the variables, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spec")
+            .field("id", &self.id)
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("announce", &self.announce)
+            .finish()
+    }
+}
+
+/// Life of a kept process: `Running` to `Restarting` and back, to `Failed`, or through `Stopping` out of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The process lives.
+    Running,
+    /// It ended by itself, and will be started again after a pause.
+    Restarting,
+    /// It was asked to end.
+    Stopping,
+    /// It ended too often, and is kept only so that people can see why.
+    Failed,
+}
+
+/// A kept process as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Names it.
+    pub id: WorkerId,
+    /// What it does.
+    pub state: State,
+    /// Process id, while it lives.
+    pub pid: Option<u32>,
+    /// How often it was started.
+    pub starts: u32,
+    /// How it last ended by itself.
+    pub exit: Option<Exit>,
+    /// The same for people, and of a failed one why it is not started again.
+    pub reason: Option<String>,
+    /// What it prints.
+    pub log: PathBuf,
+}
+
+/// Something happened to a kept process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Which one.
+    pub id: WorkerId,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// A process was started.
+    Started {
+        /// Its id.
+        pid: u32,
+        /// 1 for the first, then 2, and so on.
+        starts: u32,
+    },
+    /// The process ended.
+    Exited {
+        /// How.
+        exit: Exit,
+        /// For people: `stopped`, `exit code 1`, `killed by signal 9 (SIGKILL)`.
+        reason: String,
+    },
+    /// It will be started again.
+    Restarting {
+        /// After this pause.
+        after: Duration,
+    },
+    /// It is no longer kept: it was stopped, or ended by itself with status 0.
+    Stopped,
+    /// It ended too often and will not be started again.
+    Failed {
+        /// Why, with the last lines of its log.
+        reason: String,
+    },
+}
+
+/// How a stopped process came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, within the grace period, or it was not running.
+    Ended,
+    /// It was killed.
+    Killed,
+}
+
+/// Why a process is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The id is taken.
+    #[error("start worker {0}: there is one of this id")]
+    Duplicate(WorkerId),
+    /// No process of this id.
+    #[error("find worker {0}: none of this id is kept here")]
+    Unknown(WorkerId),
+    /// The limit is reached.
+    #[error("start worker {id}: {limit} are kept already, which is the limit; stop one first")]
+    TooMany {
+        /// Which one was to be started.
+        id: WorkerId,
+        /// [`Options::max_workers`].
+        limit: usize,
+    },
+    /// Everything is being stopped.
+    #[error("start worker {0}: all workers are being stopped")]
+    Closed(WorkerId),
+    /// The program cannot be run.
+    #[error("start {}: {source}", program.to_string_lossy())]
+    Spawn {
+        /// The program.
+        program: OsString,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The log cannot be written.
+    #[error("write the log {}: {source}", path.display())]
+    Log {
+        /// The file or its folder.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}

@@ -20,23 +20,37 @@ pub(super) struct Tried {
 #[derive(Clone)]
 struct Attempt {
     worker: Worker,
-    /// The number of its newest heartbeat at the time; `None`: whatever it says later, it is not asked again.
-    until_beat: Option<u64>,
+    verdict: Verdict,
+}
+
+/// How long a failed attempt speaks against asking the same worker again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Not yet: whoever closed a kept connection may only have restarted. Asking once more costs little, and tells.
+    OnceMore,
+    /// Until it has beaten again; this is the number of its newest heartbeat at the time.
+    UntilBeat(u64),
+    /// Whatever it says later.
+    Never,
 }
 
 impl Tried {
     /// Notes a failed attempt.
     pub(super) fn note(&mut self, ticket: &Ticket, failure: &Failure) {
-        let until_beat = match failure {
-            // Whoever closed the connection may only have restarted: asking once more costs little, and tells.
-            Failure::Broke(_) => return,
-            Failure::Unreachable(_) | Failure::Busy(_) => Some(ticket.beats()),
-            Failure::Silent(_) | Failure::Failed(_) | Failure::Unauthorized => None,
+        let known = self
+            .attempts
+            .iter()
+            .position(|attempt| matches!(attempt, Some(attempt) if Arc::ptr_eq(&attempt.worker, ticket.worker())));
+        let verdict = match failure {
+            Failure::Broke(_) if known.is_none() => Verdict::OnceMore,
+            Failure::Broke(_) | Failure::Unreachable(_) | Failure::Busy(_) => Verdict::UntilBeat(ticket.beats()),
+            Failure::Silent(_) | Failure::Failed(_) | Failure::Unauthorized => Verdict::Never,
         };
-        if let Some(free) = self.attempts.iter_mut().find(|attempt| attempt.is_none()) {
-            *free = Some(Attempt {
+        let slot = known.or_else(|| self.attempts.iter().position(Option::is_none));
+        if let Some(slot) = slot {
+            self.attempts[slot] = Some(Attempt {
                 worker: Arc::clone(ticket.worker()),
-                until_beat,
+                verdict,
             });
         }
     }
@@ -44,13 +58,18 @@ impl Tried {
     /// Whether this worker was tried and should not be asked again.
     pub(super) fn excludes(&self, worker: &Worker, report: &Report<WorkerHeartbeat>) -> bool {
         self.attempts.iter().flatten().any(|attempt| {
-            Arc::ptr_eq(&attempt.worker, worker) && attempt.until_beat.is_none_or(|beats| beats == report.beats)
+            Arc::ptr_eq(&attempt.worker, worker)
+                && match attempt.verdict {
+                    Verdict::OnceMore => false,
+                    Verdict::UntilBeat(beats) => beats == report.beats,
+                    Verdict::Never => true,
+                }
         })
     }
 
     /// Whether nobody is excluded.
     pub(super) fn is_empty(&self) -> bool {
-        self.attempts.iter().all(Option::is_none)
+        self.verdicts().all(|verdict| verdict == Verdict::OnceMore)
     }
 
     /// Whether a request that was refused for this reason may hope for a change.
@@ -58,15 +77,14 @@ impl Tried {
         match refusal {
             Refusal::AllBusy | Refusal::NoneReady => true,
             Refusal::AllTried | Refusal::AllSuspect => {
-                self.is_empty()
-                    || self
-                        .attempts
-                        .iter()
-                        .flatten()
-                        .any(|attempt| attempt.until_beat.is_some())
+                self.is_empty() || self.verdicts().any(|verdict| matches!(verdict, Verdict::UntilBeat(_)))
             }
             Refusal::Unknown | Refusal::AllLost => false,
         }
+    }
+
+    fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+        self.attempts.iter().flatten().map(|attempt| attempt.verdict)
     }
 
     /// A copy for the time of waiting.

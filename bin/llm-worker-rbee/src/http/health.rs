@@ -1,0 +1,71 @@
+//! `GET /health` and `GET /metrics`: for everybody, always.
+
+use axum::extract::State as FromState;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use daemon::{ApiError, Json};
+use serde::{Deserialize, Serialize};
+use shared_contract::{ModelId, WorkerId};
+use worker_contract::WorkerStatus;
+
+use super::Shared;
+use crate::heartbeat;
+use crate::state::{Phase, State};
+
+/// Content type of Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Answer to `GET /health`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// What the worker is doing.
+    pub status: WorkerStatus,
+    /// Always true: it answers.
+    pub alive: bool,
+    /// Whether it takes requests, at once or after those that wait.
+    pub ready: bool,
+    /// Why it is not ready.
+    pub reason: Option<String>,
+    /// Step of the start, for example `download`, `load`.
+    pub phase: Option<String>,
+    /// How much of the step is done, 0 to 1.
+    pub progress: Option<f32>,
+    /// The model it serves.
+    pub model_id: ModelId,
+    /// Its name.
+    pub worker_id: WorkerId,
+}
+
+pub(super) async fn health(FromState(state): Shared) -> Json<Health> {
+    Json(of(&state))
+}
+
+fn of(state: &State) -> Health {
+    let phase = state.phase();
+    let is_busy = state
+        .served()
+        .is_some_and(|served| served.is_busy(&served.engine.load()));
+    let detail = heartbeat::detail(&phase).unwrap_or_default();
+    let reason = match &phase {
+        Phase::Starting(step) => Some(format!("the model is being loaded (step `{}`)", step.name)),
+        Phase::Serving => None,
+        Phase::Draining => Some("finishing running requests before it ends".to_owned()),
+        Phase::Stopped => Some("ended".to_owned()),
+        Phase::Failed(reason) => Some(reason.to_string()),
+    };
+    Health {
+        status: heartbeat::status(&phase, is_busy),
+        alive: true,
+        ready: phase == Phase::Serving,
+        reason,
+        phase: detail.phase,
+        progress: detail.progress,
+        model_id: state.identity.model_id.clone(),
+        worker_id: state.identity.worker_id.clone(),
+    }
+}
+
+pub(super) async fn metrics(FromState(state): Shared) -> Result<Response, ApiError> {
+    let text = state.metrics.render().map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+}

@@ -1,0 +1,288 @@
+//! A worker from its start to its end.
+
+use axum::Router;
+use axum::extract::State as FromState;
+use axum::routing::post;
+use daemon::Json;
+use serde_json::{Value, json};
+use shared_contract::HeartbeatAck;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
+
+use super::support::{SOON, Script, TestWorker, error, events};
+use crate::RunError;
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(stream: bool) -> Value {
+    json!({"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": stream})
+}
+
+/// A queen that acknowledges and passes on what she hears.
+struct Queen {
+    url: String,
+    beats: mpsc::Receiver<WorkerHeartbeat>,
+}
+
+impl Queen {
+    async fn start() -> Self {
+        let (sender, beats) = mpsc::channel(100);
+        let hear = |FromState(sender): FromState<mpsc::Sender<WorkerHeartbeat>>, Json(beat)| async move {
+            sender.send(beat).await.unwrap();
+            Json(HeartbeatAck {
+                status: "ok".into(),
+                message: "welcome".into(),
+                interval_ms: 60_000,
+                ttl_ms: 600_000,
+                want_full: false,
+                queen_id: None,
+            })
+        };
+        let router = Router::new()
+            .route("/v1/worker-heartbeat", post(hear))
+            .with_state(sender);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, beats }
+    }
+
+    async fn hears(&mut self, status: WorkerStatus) -> WorkerHeartbeat {
+        let wait = async {
+            loop {
+                let beat = self.beats.recv().await.unwrap();
+                if beat.worker.status == status {
+                    return beat;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, wait)
+            .await
+            .unwrap_or_else(|_| panic!("no beat says {status:?}"))
+    }
+}
+
+#[tokio::test]
+async fn while_the_model_loads_requests_are_told_to_come_back_and_health_says_why() {
+    let (loaded, loading) = oneshot::channel::<()>();
+    let worker = TestWorker::start_with(&[], async {
+        loading.await.unwrap();
+        Ok(Script::new("ready").loaded())
+    })
+    .await;
+
+    let health = worker.until_health(|_| true).await;
+    assert_eq!(
+        (&health["status"], &health["alive"], &health["ready"]),
+        (&json!("starting"), &json!(true), &json!(false))
+    );
+    assert!(health["reason"].as_str().unwrap().contains("loaded"));
+    assert_eq!(
+        (&health["phase"], &health["model_id"]),
+        (&json!("resolve"), &json!("org/tiny"))
+    );
+    let responses = [worker.post(CHAT, &chat(true)).await, worker.get("/v1/models").await];
+    for response in responses {
+        assert_eq!(response.headers()["retry-after"], "2");
+        let (status, error) = error(response).await;
+        assert_eq!((status, &error["code"]), (503, &json!("model_loading")));
+    }
+
+    loaded.send(()).unwrap();
+    let health = worker.until_health(|health| health["ready"] == true).await;
+    assert_eq!((&health["status"], &health["reason"]), (&json!("ready"), &Value::Null));
+    assert_eq!(
+        worker.answer(CHAT, &chat(false)).await["choices"][0]["message"]["content"],
+        "ready"
+    );
+}
+
+#[tokio::test]
+async fn heartbeats_tell_the_port_at_once_then_ready_busy_draining_and_stopped() {
+    let mut queen = Queen::start().await;
+    let (loaded, loading) = oneshot::channel::<()>();
+    let script = Script::endless("la");
+    let gate = script.gate.clone();
+    let args = [
+        "--queen-url",
+        &queen.url,
+        "--slots",
+        "1",
+        "--worker-id",
+        "w-1",
+        "--hive-id",
+        "h-1",
+    ];
+    let worker = TestWorker::start_with(&args, async {
+        loading.await.unwrap();
+        Ok(script.loaded())
+    })
+    .await;
+
+    let beat = queen.hears(WorkerStatus::Starting).await;
+    assert_eq!(format!("http://127.0.0.1:{}", beat.worker.port), worker.base);
+    assert_eq!(
+        (beat.worker.id.as_str(), beat.worker.hive_id.unwrap().as_str()),
+        ("w-1", "h-1")
+    );
+    assert_eq!(beat.worker.status_detail.unwrap().phase.as_deref(), Some("resolve"));
+    assert!(beat.worker.incarnation > 0 && beat.seq > 0);
+
+    loaded.send(()).unwrap();
+    let beat = queen.hears(WorkerStatus::Ready).await;
+    assert_eq!(
+        (beat.worker.slots, beat.worker.model_revision.as_deref()),
+        (1, Some("sha256:1"))
+    );
+    assert_eq!(
+        beat.worker.endpoints,
+        [Endpoint::ChatCompletions, Endpoint::Completions]
+    );
+
+    gate.close();
+    let request = tokio::spawn(
+        worker
+            .http
+            .post(format!("{}{CHAT}", worker.base))
+            .json(&chat(false))
+            .send(),
+    );
+    let beat = queen.hears(WorkerStatus::Busy).await;
+    assert_eq!(beat.load.running, 1);
+    request.abort();
+    gate.open();
+    queen.hears(WorkerStatus::Ready).await;
+
+    worker.shutdown.request();
+    queen.hears(WorkerStatus::Stopped).await;
+    worker.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_is_told_to_the_queen_and_ends_the_worker_with_an_error() {
+    let mut queen = Queen::start().await;
+    let worker = TestWorker::start_with(&["--queen-url", &queen.url], async {
+        Err(RunError::Model("the file is cut".to_owned()))
+    })
+    .await;
+    let beat = queen.hears(WorkerStatus::Failed).await;
+    assert!(
+        beat.worker
+            .status_detail
+            .unwrap()
+            .reason
+            .unwrap()
+            .contains("the file is cut")
+    );
+    let error = worker.ended().await.unwrap_err();
+    assert_eq!(error.to_string(), "load the model: the file is cut");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_stream_frees_its_slot() {
+    let worker = TestWorker::start(Script::endless("la"), &[]).await;
+    let mut response = worker.post(CHAT, &chat(true)).await;
+    response.chunk().await.unwrap().unwrap();
+    worker.until_metric("rbee_worker_running 1").await;
+    drop(response);
+    worker.until_metric("rbee_worker_running 0").await;
+    worker
+        .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answer_frees_its_slot() {
+    let worker = TestWorker::start(Script::endless("la"), &[]).await;
+    let request = tokio::spawn(
+        worker
+            .http
+            .post(format!("{}{CHAT}", worker.base))
+            .json(&chat(false))
+            .send(),
+    );
+    worker.until_metric("rbee_worker_running 1").await;
+    request.abort();
+    worker.until_metric("rbee_worker_running 0").await;
+    worker
+        .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
+        .await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_runs_refuses_what_is_new_and_ends() {
+    let script = Script::new("the whole answer");
+    let gate = script.gate.clone();
+    let worker = TestWorker::start(script, &[]).await;
+    gate.close();
+    let running = tokio::spawn(
+        worker
+            .http
+            .post(format!("{}{CHAT}", worker.base))
+            .json(&chat(true))
+            .send(),
+    );
+    worker.until_metric("rbee_worker_running 1").await;
+
+    assert_eq!(worker.post("/v1/drain", &json!({})).await.status(), 202);
+    let health = worker.until_health(|health| health["status"] == "draining").await;
+    assert_eq!(health["ready"], false);
+    let response = worker.post(CHAT, &chat(false)).await;
+    assert!(response.headers().contains_key("retry-after"));
+    let (status, error) = error(response).await;
+    assert_eq!((status, &error["code"]), (503, &json!("draining")));
+
+    gate.open();
+    let text = running.await.unwrap().unwrap().text().await.unwrap();
+    assert_eq!(events(&text).last().unwrap(), "[DONE]");
+    worker.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_cuts_what_still_runs_after_the_grace_period() {
+    let worker = TestWorker::start(Script::endless("la"), &["--grace-s", "0"]).await;
+    let mut response = worker.post(CHAT, &chat(true)).await;
+    response.chunk().await.unwrap().unwrap();
+    worker.shutdown.request();
+    worker.ended().await.unwrap();
+    let rest = response.text().await;
+    assert!(rest.is_err() || !rest.unwrap().contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn a_worker_asked_to_end_while_it_loads_ends() {
+    let worker = TestWorker::start_with(&[], std::future::pending()).await;
+    worker.until_health(|_| true).await;
+    worker.shutdown.request();
+    worker.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_breaks_in_mid_stream_ends_the_stream_with_an_error_and_the_worker_with_it() {
+    let script = Script {
+        breaks_after: Some(3),
+        ..Script::new("Hello")
+    };
+    let worker = TestWorker::start(script, &[]).await;
+    let events = worker.stream(CHAT, &chat(true)).await;
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["type"], "server_error");
+    assert!(
+        !events.last().unwrap().contains("the script says so"),
+        "inner details stay in the log"
+    );
+    let error = worker.ended().await.unwrap_err();
+    assert!(error.to_string().contains("the script says so"), "{error}");
+}
+
+#[tokio::test]
+async fn a_model_that_breaks_before_the_first_token_is_a_plain_500() {
+    let script = Script {
+        breaks_after: Some(0),
+        ..Script::new("Hello")
+    };
+    let worker = TestWorker::start(script, &[]).await;
+    let (status, error) = worker.refusal(CHAT, &chat(true)).await;
+    assert_eq!((status, &error["code"]), (500, &json!("internal_error")));
+}

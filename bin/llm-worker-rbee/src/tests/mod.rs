@@ -1,0 +1,6 @@
+//! The worker from outside: real HTTP, the real engine, a scripted model.
+
+mod answers;
+mod life;
+mod refusals;
+mod support;

@@ -1,0 +1,255 @@
+//! The hive's settings: as they are written, and as they are used.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use daemon::Secret;
+use daemon::config::CommonArgs;
+use shared_contract::HiveId;
+
+use crate::queens::QueenUrl;
+
+/// Program that serves one model; beside the hive's own, or on `PATH`.
+const WORKER_PROGRAM: &str = "llm-worker-rbee";
+
+/// The hive: looks after this host's devices, model files and workers, and tells the queens.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Address to listen on; one that other machines can reach needs --token
+    #[arg(long, env = "RBEE_HIVE_HOST", value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "RBEE_HIVE_PORT", default_value_t = 7835)]
+    port: u16,
+    /// Secret shared by queen, hives and workers: guards this hive, and is sent to the queens and given to the workers
+    #[arg(long, env = "RBEE_TOKEN", hide_env_values = true)]
+    token: Option<Secret>,
+    /// Listen on any address without a token
+    #[arg(long, env = "RBEE_INSECURE")]
+    insecure: bool,
+    /// Queen to report to, for example http://192.168.1.10:7833; may be given several times
+    #[arg(long, env = "RBEE_QUEEN_URL", value_delimiter = ',', value_name = "URL")]
+    queen_url: Vec<String>,
+    /// Name of this hive; left out: one that is made up once and kept in the state folder
+    #[arg(long, env = "RBEE_HIVE_ID", value_name = "ID")]
+    hive_id: Option<HiveId>,
+    /// Folder for the hive's identity and its workers' logs [default: $XDG_STATE_HOME/rbee/hive or
+    /// ~/.local/state/rbee/hive]
+    #[arg(long, env = "RBEE_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Folder for model files [default: $XDG_CACHE_HOME/rbee/models or ~/.cache/rbee/models]
+    #[arg(long, env = "RBEE_MODELS", value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+    /// Program that workers are started with, and, given again, its leading arguments [default: llm-worker-rbee beside
+    /// this program, else on PATH]
+    #[arg(long, env = "RBEE_WORKER_COMMAND", value_name = "WORD", allow_hyphen_values = true)]
+    worker_command: Vec<OsString>,
+    /// Address on which workers listen [default: that of --host]
+    #[arg(long, env = "RBEE_WORKER_HOST", value_name = "IP")]
+    worker_host: Option<IpAddr>,
+    /// Name or address under which queens reach this host [default: the address that its heartbeats come from]
+    #[arg(long, env = "RBEE_ADVERTISE_HOST", value_name = "HOST")]
+    advertise_host: Option<String>,
+    /// How long workers may take to finish their requests when they are stopped
+    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30)]
+    grace_s: u64,
+    /// How long a new worker may take until it is ready, the download of its model not counted
+    #[arg(long, env = "RBEE_LOAD_TIMEOUT_S", value_name = "SECONDS", default_value_t = 600)]
+    load_timeout_s: u64,
+    /// NVIDIA's management library, instead of the system's libnvidia-ml.so.1
+    #[arg(long, env = "RBEE_NVML_LIBRARY", value_name = "FILE")]
+    nvml_library: Option<PathBuf>,
+}
+
+impl AsRef<CommonArgs> for Args {
+    fn as_ref(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// Valid settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Guards all but health and metrics; sent to the queens and given to the workers.
+    pub token: Option<Secret>,
+    /// Whether the operator wants addresses that others can reach to be served without a token.
+    pub insecure: bool,
+    /// Queens to report to from the start.
+    pub queen_urls: Vec<QueenUrl>,
+    /// The hive's name, unless it is the one kept in the state folder.
+    pub hive_id: Option<HiveId>,
+    /// Folder for the identity, the workers' logs and what they announce. One hive at a time.
+    pub state_dir: PathBuf,
+    /// Folder for model files; other hives and programs may share it.
+    pub models_dir: PathBuf,
+    /// Program that serves a model, and its leading arguments; never empty.
+    pub worker_command: Vec<OsString>,
+    /// Where workers listen.
+    pub worker_host: IpAddr,
+    /// What queens are told to dial; `None`: the address that the heartbeat comes from.
+    pub advertise_host: Option<String>,
+    /// How long a stopped worker may take.
+    pub grace: Duration,
+    /// How long a new worker may take until it is ready.
+    pub load_timeout: Duration,
+    /// Replaces the system's NVML.
+    pub nvml_library: Option<PathBuf>,
+}
+
+impl TryFrom<Args> for Config {
+    type Error = Vec<String>;
+
+    fn try_from(args: Args) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let address = SocketAddr::new(args.host, args.port);
+        let worker_host = args.worker_host.unwrap_or(args.host);
+        let has_token = args.token.is_some();
+        mistakes.extend(daemon::auth::check_bind(address, has_token, args.insecure).err());
+        if args.worker_host.is_some() {
+            let workers = daemon::auth::check_bind(SocketAddr::new(worker_host, 0), has_token, args.insecure);
+            mistakes.extend(workers.err().map(|mistake| format!("--worker-host: {mistake}")));
+        }
+        let mut queen_urls = Vec::new();
+        for url in &args.queen_url {
+            match url.parse::<QueenUrl>() {
+                Ok(url) if queen_urls.contains(&url) => {}
+                Ok(url) => queen_urls.push(url),
+                Err(why) => mistakes.push(format!("--queen-url {url}: {why}")),
+            }
+        }
+        if queen_urls.len() > crate::queens::LIMIT {
+            mistakes.push(format!("--queen-url: at most {} queens", crate::queens::LIMIT));
+        }
+        if let Some(host) = &args.advertise_host
+            && !is_host(host)
+        {
+            mistakes.push(format!("--advertise-host: `{host}` is no host name or address"));
+        }
+        let state_dir = args.state_dir.or_else(default_state_dir);
+        if state_dir.is_none() {
+            mistakes.push("choose a folder for the hive's state: set --state-dir, or HOME".to_owned());
+        }
+        let models_dir = match args.models_dir {
+            Some(dir) => Some(dir),
+            None => model_store::default_root()
+                .map_err(|error| mistakes.push(format!("{error}; or set --models-dir")))
+                .ok(),
+        };
+        let mut worker_command = args.worker_command;
+        if worker_command.is_empty() {
+            worker_command.push(default_worker_program());
+        }
+        match (state_dir, models_dir) {
+            (Some(state_dir), Some(models_dir)) if mistakes.is_empty() => Ok(Self {
+                address,
+                token: args.token,
+                insecure: args.insecure,
+                queen_urls,
+                hive_id: args.hive_id,
+                state_dir,
+                models_dir,
+                worker_command,
+                worker_host,
+                advertise_host: args.advertise_host,
+                grace: Duration::from_secs(args.grace_s),
+                load_timeout: Duration::from_secs(args.load_timeout_s),
+                nvml_library: args.nvml_library,
+            }),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+/// A name or address that can stand in a URL, without port.
+fn is_host(host: &str) -> bool {
+    host.parse::<IpAddr>().is_ok()
+        || (!host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)))
+}
+
+fn default_state_dir() -> Option<PathBuf> {
+    let folder = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    folder("XDG_STATE_HOME")
+        .or_else(|| Some(folder("HOME")?.join(".local/state")))
+        .map(|state| state.join("rbee/hive"))
+}
+
+fn default_worker_program() -> OsString {
+    std::env::current_exe()
+        .ok()
+        .map(|hive| hive.with_file_name(WORKER_PROGRAM))
+        .filter(|program| program.is_file())
+        .map_or_else(|| WORKER_PROGRAM.into(), Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configure(args: &[&str]) -> Result<Config, Vec<String>> {
+        let folders = ["rbee-hive", "--state-dir", "/state", "--models-dir", "/models"];
+        Config::try_from(Args::try_parse_from(folders.iter().chain(args)).unwrap())
+    }
+
+    #[test]
+    fn without_any_flag_the_hive_and_its_workers_stay_on_loopback() {
+        let config = configure(&[]).unwrap();
+        assert_eq!(config.address.to_string(), "127.0.0.1:7835");
+        assert!(config.worker_host.is_loopback());
+        assert_eq!(config.worker_command.len(), 1);
+    }
+
+    #[test]
+    fn the_worker_command_is_a_program_with_its_leading_arguments() {
+        let config = configure(&["--worker-command", "rbee", "--worker-command", "worker"]).unwrap();
+        assert_eq!(config.worker_command, ["rbee", "worker"]);
+    }
+
+    #[test]
+    fn workers_listen_where_the_hive_does_unless_told_otherwise() {
+        let token = ["--token", "a-long-secret"];
+        let config = configure(&[&["--host", "0.0.0.0"], &token[..]].concat()).unwrap();
+        assert_eq!(config.worker_host.to_string(), "0.0.0.0");
+        let config = configure(&[&["--worker-host", "10.0.0.1"], &token[..]].concat()).unwrap();
+        assert_eq!(config.worker_host.to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn all_mistakes_are_listed_at_once() {
+        let mistakes = configure(&[
+            "--host",
+            "0.0.0.0",
+            "--worker-host",
+            "10.0.0.1",
+            "--queen-url",
+            "ftp://queen",
+            "--advertise-host",
+            "http://me",
+        ])
+        .unwrap_err();
+        assert_eq!(mistakes.len(), 4, "{mistakes:?}");
+        for word in ["--token", "--worker-host", "ftp://queen", "--advertise-host"] {
+            assert!(
+                mistakes.iter().any(|mistake| mistake.contains(word)),
+                "{word}: {mistakes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_queen_named_twice_is_one_queen() {
+        let config = configure(&["--queen-url", "http://queen:7833/", "--queen-url", "http://queen:7833"]).unwrap();
+        assert_eq!(config.queen_urls.len(), 1);
+    }
+}

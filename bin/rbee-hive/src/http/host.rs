@@ -1,0 +1,97 @@
+//! What there is on this host: capabilities, load, workers, model files, health.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use daemon::{ApiError, Json, Query, sse};
+use futures_util::StreamExt;
+use hive_contract::Capabilities;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shared_contract::{ErrorKind, HealthStatus, HiveId, OperationalStatus, timing};
+use tokio_stream::wrappers::IntervalStream;
+
+use super::Shared;
+use crate::heartbeat::QueenSource;
+use crate::queens::{QueenError, QueenUrl};
+use crate::{metrics, operations};
+
+/// Content type of Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CapabilitiesQuery {
+    queen_url: Option<String>,
+}
+
+/// A queen that names itself is reported to from now on.
+pub(super) async fn capabilities(
+    State(app): Shared,
+    Query(query): Query<CapabilitiesQuery>,
+) -> Result<Json<Capabilities>, ApiError> {
+    if let Some(text) = &query.queen_url {
+        let url: QueenUrl = text
+            .parse()
+            .map_err(|why| ApiError::invalid("queen_url", format!("`{text}`: {why}")))?;
+        let source = || Arc::new(QueenSource::new(Arc::clone(&app.core))) as _;
+        app.queens.pulled_by(url, source).map_err(|error| match error {
+            QueenError::TooMany => ApiError::new(ErrorKind::Conflict, error.to_string()).with_param("queen_url"),
+            QueenError::Client(why) => ApiError::invalid("queen_url", why.to_string()),
+        })?;
+    }
+    Ok(Json(app.core.capabilities()))
+}
+
+/// The load of the host, each second, until the reader leaves or the hive ends.
+pub(super) async fn telemetry(State(app): Shared) -> Response {
+    let mut ticks = tokio::time::interval(timing::TELEMETRY_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let core = Arc::clone(&app.core);
+    let ends = app.shutdown.clone();
+    let events = IntervalStream::new(ticks)
+        .map(move |_| sse::event(&core.telemetry()))
+        .take_until(async move { ends.requested().await });
+    sse::response(events)
+}
+
+pub(super) async fn workers(State(app): Shared) -> Json<Value> {
+    Json(operations::list_workers(&app.core))
+}
+
+pub(super) async fn models(State(app): Shared) -> Result<Json<Value>, ApiError> {
+    operations::list_models(&app.core).await.map(Json)
+}
+
+/// Answer to `GET /health`.
+#[derive(Debug, Serialize)]
+pub(super) struct Health {
+    status: OperationalStatus,
+    alive: bool,
+    ready: bool,
+    health: HealthStatus,
+    reason: Option<String>,
+    hive_id: HiveId,
+    version: &'static str,
+}
+
+pub(super) async fn health(State(app): Shared) -> Json<Health> {
+    let status = app.core.status();
+    let (health, reason) = app.core.health();
+    Json(Health {
+        status,
+        alive: true,
+        ready: status == OperationalStatus::Ready,
+        health,
+        reason,
+        hive_id: app.core.identity.id.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+pub(super) async fn render_metrics(State(app): Shared) -> Result<Response, ApiError> {
+    let text = metrics::render(&app).map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+}

@@ -1,0 +1,40 @@
+//! The hive's endpoints. Handlers extract, call, answer.
+
+mod host;
+mod jobs;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use daemon::{Guard, auth};
+
+use crate::App;
+
+/// Largest request body: an operation with a long reference is far below.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+type Shared = State<Arc<App>>;
+
+/// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let guard = Guard::new(app.config.token.clone(), "--token");
+    let guarded = Router::new()
+        .route("/v1/capabilities", get(host::capabilities))
+        .route("/capabilities", get(host::capabilities))
+        .route("/v1/heartbeats/stream", get(host::telemetry))
+        .route("/v1/workers", get(host::workers))
+        .route("/v1/models", get(host::models))
+        .route("/v1/jobs", post(jobs::create).get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
+        .route("/v1/jobs/{id}/stream", get(jobs::stream))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .route_layer(from_fn_with_state(guard, auth::require));
+    Router::new()
+        .route("/health", get(host::health))
+        .route("/metrics", get(host::render_metrics))
+        .merge(guarded)
+        .with_state(app)
+}

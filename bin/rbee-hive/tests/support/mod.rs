@@ -1,0 +1,265 @@
+//! A hive in this process, workers that are this test program called again, and a queen that only listens.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use daemon::{Json, Shutdown};
+use eventsource_stream::Eventsource;
+use futures_util::StreamExt;
+use hive_contract::{HiveHeartbeat, JobAccepted, JobEvent};
+use rbee_hive::{Config, RunError};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use shared_contract::{HeartbeatAck, WorkerId};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Far longer than anything here takes; reached only by a test that fails.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// The test that is a worker when it is called with a worker's arguments.
+const WORKER_TEST: &str = "a_worker_for_the_other_tests";
+
+pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, what).await.expect("it takes far too long")
+}
+
+/// A running hive.
+pub(crate) struct Bed {
+    pub(crate) base: String,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) http: reqwest::Client,
+    pub(crate) folder: TempDir,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+pub(crate) fn config(folder: &TempDir) -> Config {
+    let this_program = std::env::current_exe().unwrap().into_os_string();
+    let words = [WORKER_TEST, "--exact", "--ignored", "--nocapture", "--"];
+    Config {
+        address: (Ipv4Addr::LOCALHOST, 0).into(),
+        token: None,
+        insecure: false,
+        queen_urls: Vec::new(),
+        hive_id: None,
+        state_dir: folder.path().join("state"),
+        models_dir: folder.path().join("models"),
+        worker_command: std::iter::once(this_program).chain(words.map(OsString::from)).collect(),
+        worker_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        advertise_host: None,
+        grace: LONG,
+        load_timeout: LONG,
+        nvml_library: Some("/nowhere/libnvidia-ml.so.1".into()),
+    }
+}
+
+pub(crate) async fn start() -> Bed {
+    start_with(|_| {}).await
+}
+
+pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Bed {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&folder);
+    change(&mut config);
+    let listener = TcpListener::bind(config.address).await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let shutdown = Shutdown::new();
+    let task = tokio::spawn(rbee_hive::run(config, listener, shutdown.clone()));
+    let bed = Bed {
+        base,
+        shutdown,
+        http: daemon::client::new().unwrap(),
+        folder,
+        task,
+    };
+    within(async {
+        while bed.get("/health").await["ready"] != true {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    bed
+}
+
+impl Bed {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let answer = within(self.request(Method::GET, path).send()).await.unwrap();
+        answer.json().await.unwrap()
+    }
+
+    pub(crate) async fn post_job(&self, operation: &Value) -> Response {
+        within(self.request(Method::POST, "/v1/jobs").json(operation).send())
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn accepted(&self, operation: &Value) -> JobAccepted {
+        let answer = self.post_job(operation).await;
+        assert_eq!(answer.status(), 202, "{:?}", answer.text().await);
+        answer.json().await.unwrap()
+    }
+
+    /// The events of a job as they come.
+    pub(crate) async fn events(&self, job: &JobAccepted) -> mpsc::Receiver<JobEvent> {
+        let (send, receive) = mpsc::channel(1024);
+        let answer = within(self.request(Method::GET, &job.stream_url).send()).await.unwrap();
+        let mut events = answer.bytes_stream().eventsource();
+        tokio::spawn(async move {
+            while let Some(Ok(event)) = events.next().await {
+                let parsed: JobEvent = serde_json::from_str(&event.data).unwrap();
+                assert_eq!(event.id, parsed.seq.to_string());
+                if send.send(parsed).await.is_err() {
+                    return;
+                }
+            }
+        });
+        receive
+    }
+
+    /// Runs a job to its end.
+    pub(crate) async fn job(&self, operation: &Value) -> JobEvent {
+        let job = self.accepted(operation).await;
+        let mut events = self.events(&job).await;
+        within(async {
+            let mut last = None;
+            while let Some(event) = events.recv().await {
+                last = Some(event);
+            }
+            last.unwrap()
+        })
+        .await
+    }
+
+    /// A model file whose name says how its worker behaves.
+    pub(crate) fn model(&self, behaviour: &str) -> String {
+        let path = self.folder.path().join(format!("{behaviour}.gguf"));
+        std::fs::write(&path, b"GGUF").unwrap();
+        format!("file:{}", path.display())
+    }
+
+    pub(crate) fn spawn_operation(&self, behaviour: &str) -> Value {
+        json!({"operation": "worker_spawn", "model": self.model(behaviour)})
+    }
+
+    /// Starts a worker and waits until it is ready; its id and process id.
+    pub(crate) async fn spawn(&self, behaviour: &str) -> (WorkerId, u32) {
+        let end = self.job(&self.spawn_operation(behaviour)).await;
+        let result = end.result.unwrap_or_else(|| panic!("no result: {:?}", end.error));
+        let id = WorkerId::new(result["worker_id"].as_str().unwrap()).unwrap();
+        (id, result["pid"].as_u64().unwrap() as u32)
+    }
+
+    pub(crate) async fn workers(&self) -> Vec<Value> {
+        self.get("/v1/workers").await["workers"].as_array().unwrap().clone()
+    }
+
+    /// Asks the hive to end, and waits until it has.
+    pub(crate) async fn end(self) {
+        self.shutdown.request();
+        within(self.task).await.unwrap().unwrap();
+    }
+}
+
+/// A queen that acknowledges every beat and passes it on.
+pub(crate) struct Queen {
+    pub(crate) url: String,
+    beats: mpsc::Receiver<HiveHeartbeat>,
+    _server: tokio::task::JoinSet<()>,
+}
+
+pub(crate) async fn queen() -> Queen {
+    let (send, beats) = mpsc::channel(1024);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let record = move |Json(beat): Json<HiveHeartbeat>| async move {
+        send.send(beat).await.unwrap();
+        Json(HeartbeatAck {
+            status: "ok".into(),
+            message: String::new(),
+            interval_ms: 30_000,
+            ttl_ms: 90_000,
+            want_full: false,
+            queen_id: None,
+        })
+    };
+    let router = Router::new().route("/v1/hive-heartbeat", post(record));
+    let mut server = tokio::task::JoinSet::new();
+    server.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    Queen {
+        url,
+        beats,
+        _server: server,
+    }
+}
+
+impl Queen {
+    pub(crate) async fn next(&mut self) -> HiveHeartbeat {
+        within(self.beats.recv()).await.expect("the queen lives")
+    }
+
+    /// The first beat from now on of which this is true.
+    pub(crate) async fn beat_with(&mut self, wanted: impl Fn(&HiveHeartbeat) -> bool) -> HiveHeartbeat {
+        loop {
+            let beat = self.next().await;
+            if wanted(&beat) {
+                return beat;
+            }
+        }
+    }
+}
+
+/// A worker, as far as its hive can see. Does nothing if it is not called as one.
+pub(crate) async fn worker() {
+    let args: Vec<String> = std::env::args().collect();
+    let value = |flag: &str| {
+        let at = args.iter().position(|arg| arg == flag)?;
+        args.get(at + 1).cloned()
+    };
+    let Some(announce) = value("--announce").map(PathBuf::from) else {
+        return;
+    };
+    let model = value("--model").unwrap();
+    let behaviour = model.rsplit('/').next().unwrap().trim_end_matches(".gguf").to_owned();
+    match behaviour.as_str() {
+        "broken" => {
+            eprintln!("this model cannot be loaded");
+            std::process::exit(3)
+        }
+        "deaf" => {
+            use tokio::signal::unix::{SignalKind, signal};
+            // From here on the signal only wakes a stream that nobody reads.
+            std::mem::forget(signal(SignalKind::terminate()).unwrap());
+        }
+        _ => {}
+    }
+    let (status, progress) = match behaviour.as_str() {
+        "slow" => ("starting", Some(0.5)),
+        _ => ("ready", None),
+    };
+    let health = json!({"status": status, "phase": progress.map(|_| "load"), "progress": progress});
+    let listener = TcpListener::bind((value("--host").unwrap().as_str(), 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::fs::write(announce, json!({"port": port}).to_string()).unwrap();
+    let router = Router::new().route("/health", get(move || async move { Json(health) }));
+    tokio::select! {
+        served = axum::serve(listener, router) => served.unwrap(),
+        // A test that fails must not leave its workers behind.
+        () = orphaned() => {}
+    }
+}
+
+async fn orphaned() {
+    let parent = std::os::unix::process::parent_id();
+    while std::os::unix::process::parent_id() == parent {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
