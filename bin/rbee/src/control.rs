@@ -1,0 +1,211 @@
+//! `rbee pull`, `rbee spawn`, `rbee stop`: work that a hive does as a job.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anyhow::bail;
+use chrono::Utc;
+use daemon::Shutdown;
+use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
+use model_store::{ModelRef, ModelStore, StoreError, StoredModel};
+use reqwest::Method;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::cli::{Global, PullArgs, SpawnArgs, StopArgs};
+use crate::fleet::{Client, choose_worker};
+use crate::jobs::{self, End};
+use crate::progress::Progress;
+use crate::{INTERRUPTED, Usage, render};
+
+/// `rbee pull`.
+pub(crate) async fn pull(global: &Global, args: PullArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    if args.local {
+        return pull_local(global, &args.model, shutdown).await;
+    }
+    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
+    let operation = Operation::ModelPull { model: args.model };
+    work(global, &hive, &operation, shutdown, |result| {
+        let entry: ModelEntry = serde_json::from_value(result.clone()).ok()?;
+        Some(format!(
+            "{} is on {}: {}",
+            entry.id,
+            hive.base(),
+            render::bytes(entry.size_bytes)
+        ))
+    })
+    .await
+}
+
+/// `rbee spawn`.
+pub(crate) async fn spawn(global: &Global, args: SpawnArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
+    let operation = Operation::WorkerSpawn {
+        model: args.model,
+        worker: None,
+        device: args.device,
+    };
+    work(global, &hive, &operation, shutdown, |result| {
+        let field = |name: &str| result[name].as_str().map(render::clean);
+        Some(format!(
+            "{} serves {} on {}",
+            field("worker_id")?,
+            field("model")?,
+            field("device")?
+        ))
+    })
+    .await
+}
+
+/// `rbee stop`.
+pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    let client = Client::new(global)?;
+    let fleet = client.fleet().await?;
+    let worker = choose_worker(&fleet.workers, &args.worker)?;
+    let hive = fleet
+        .hives
+        .iter()
+        .find(|hive| Some(&hive.id) == worker.hive_id.as_ref());
+    let Some(hive) = hive else {
+        // Nobody would start it again, so it is enough to tell the worker itself.
+        client.worker_at(worker)?.tell(Method::POST, "/v1/drain").await?;
+        if global.json {
+            render::json_line(&serde_json::json!({"worker_id": worker.id, "status": "draining"}))?;
+        } else {
+            render::print(&format!("{} finishes its requests and ends", worker.id))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let operation = Operation::WorkerStop {
+        worker_id: worker.id.clone(),
+    };
+    work(global, &client.hive_at(hive)?, &operation, shutdown, |_| {
+        Some(format!("{} is stopped", worker.id))
+    })
+    .await
+}
+
+/// Runs the job and shows it; `done` makes the sentence for its end out of its result.
+async fn work(
+    global: &Global,
+    hive: &Api,
+    operation: &Operation,
+    shutdown: &Shutdown,
+    done: impl FnOnce(&Value) -> Option<String>,
+) -> anyhow::Result<ExitCode> {
+    let mut progress = Progress::new(global.json);
+    let end = jobs::run(hive, operation, shutdown, |event| progress.job(event)).await;
+    progress.clear();
+    match end? {
+        End::Succeeded(result) => {
+            if !global.json {
+                render::print(&done(&result).unwrap_or_else(|| "done".to_owned()))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        End::Failed(reason) => bail!("{reason}"),
+        End::Cancelled => bail!("the job was cancelled by somebody else"),
+        End::Interrupted => {
+            render::note("interrupted; what was fetched so far is kept for the next time");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+    }
+}
+
+async fn pull_local(global: &Global, model: &str, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    let reference = reference(model)?;
+    let store = open_store()?;
+    store.resolve(&reference).map_err(StoreFailed)?;
+    let mut progress = Progress::new(global.json);
+    let cancel = CancellationToken::new();
+    // The store reports from its own threads, as often as it likes; only the latest report is of interest.
+    let (reports, mut latest) = watch::channel(None);
+    let reports = Mutex::new(reports);
+    let report = move |progress: model_store::Progress| {
+        if let Ok(reports) = reports.lock() {
+            reports.send_replace(Some(progress));
+        }
+    };
+    let mut pulling = std::pin::pin!(store.pull(&reference, report, &cancel));
+    let mut seq = 0;
+    let stored = loop {
+        tokio::select! {
+            stored = &mut pulling => break stored,
+            () = shutdown.requested(), if !cancel.is_cancelled() => cancel.cancel(),
+            Ok(()) = latest.changed() => {
+                let Some(report) = *latest.borrow_and_update() else { continue };
+                progress.job(&local_event(seq, JobState::Running, Some(&report)))?;
+                seq += 1;
+            }
+        }
+    };
+    progress.clear();
+    match stored {
+        Ok(model) => {
+            if global.json {
+                let mut last = local_event(seq, JobState::Succeeded, None);
+                last.result = Some(serde_json::to_value(entry(&model))?);
+                render::json_line(&last)?;
+            } else {
+                render::print(&format!("{} is at {}", model.id, model.path.display()))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(StoreError::Cancelled) => {
+            if global.json {
+                render::json_line(&local_event(seq, JobState::Cancelled, None))?;
+            }
+            render::note("interrupted; what was fetched so far is kept for the next time");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        Err(error) => Err(StoreFailed(error).into()),
+    }
+}
+
+/// Reads a model's name or reference as the command line has it.
+pub(crate) fn reference(model: &str) -> Result<ModelRef, Usage> {
+    model.parse().map_err(|error| Usage(format!("failed to {error}")))
+}
+
+/// This user's store.
+pub(crate) fn open_store() -> Result<ModelStore, StoreFailed> {
+    model_store::default_root()
+        .and_then(ModelStore::open)
+        .map_err(StoreFailed)
+}
+
+/// The store words its errors so that they fit after these words.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {0}")]
+pub(crate) struct StoreFailed(pub(crate) StoreError);
+
+/// The store's report in the shape in which a hive would tell it.
+fn local_event(seq: u64, state: JobState, report: Option<&model_store::Progress>) -> JobEvent {
+    let progress = report.map(|report| JobProgress {
+        phase: report.phase.to_string(),
+        done: report.done_bytes,
+        total: report.total_bytes,
+        unit: "bytes".to_owned(),
+    });
+    JobEvent {
+        seq,
+        timestamp: Utc::now(),
+        state,
+        message: None,
+        progress,
+        result: None,
+        error: None,
+    }
+}
+
+/// A model of the local store in the shape in which a hive would tell it.
+pub(crate) fn entry(model: &StoredModel) -> ModelEntry {
+    ModelEntry {
+        id: model.id.clone(),
+        reference: model.reference.to_string(),
+        size_bytes: model.size_bytes,
+        sha256: model.sha256.clone(),
+    }
+}

@@ -1,0 +1,174 @@
+//! The program as a shell sees it: output, exit status, and what it does with a closed pipe.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use axum::Router;
+use axum::routing::{get, post};
+use futures_util::StreamExt;
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+/// Runs the program without anything of the user's environment.
+fn rbee(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rbee"));
+    command.args(args).env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end while this thread's runtime goes on serving.
+async fn finished(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
+}
+
+async fn serve(router: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+const ANSWER: &str = "\
+data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"Hello\"}}]}\n\n\
+data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\" there\"},\"finish_reason\":\"stop\"}]}\n\n\
+data: {\"model\":\"m\",\"choices\":[],\"usage\":{\"total_tokens\":2}}\n\n\
+data: [DONE]\n\n";
+
+#[tokio::test]
+async fn without_a_queen_the_exit_status_is_3_and_the_remedy_is_named() {
+    let url = serve(Router::new()).await;
+    // Below the ports that the system hands out, and used by nobody.
+    let nobody = "http://127.0.0.1:1";
+    for args in [
+        &["ps"][..],
+        &["run", "m", "hi"],
+        &["models"],
+        &["pull", "m"],
+        &["stop", "w"],
+    ] {
+        let output = finished(rbee(&[args, &["--queen-url", nobody]].concat())).await;
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+        assert!(
+            text(&output.stderr).contains("start one with `rbee up`"),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    // Somebody who is no queen is another matter.
+    let output = finished(rbee(&["ps", "--queen-url", &url])).await;
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_command_line_that_is_not_valid_has_the_exit_status_2() {
+    for args in [
+        &["nonsense"][..],
+        &["run"],
+        &["run", "m", ""],
+        &["up", "--model", "nonsense"],
+        &["up", "--queen-url", "x"],
+    ] {
+        let output = finished(rbee(args)).await;
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_goes_to_standard_output_and_nothing_else_does() {
+    let url = serve(Router::new().route("/v1/chat/completions", post(async || ANSWER))).await;
+    let output = finished(rbee(&["run", "m", "hi", "--queen-url", &url])).await;
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "Hello there\n"));
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[tokio::test]
+async fn the_prompt_comes_from_a_pipe_if_it_is_left_out() {
+    let echo = async |body: axum::Json<Value>| {
+        let prompt = &body["messages"][0]["content"];
+        format!(
+            "data: {}\n\ndata: [DONE]\n\n",
+            json!({"choices": [{"delta": {"content": prompt}}]})
+        )
+    };
+    let url = serve(Router::new().route("/v1/chat/completions", post(echo))).await;
+    for dash in [&[][..], &["-"]] {
+        let mut command = rbee(&[&["run", "m", "--queen-url", &url][..], dash].concat());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all("what is piped in".as_bytes())
+            .unwrap();
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(text(&output.stdout), "what is piped in\n");
+    }
+}
+
+#[tokio::test]
+async fn programs_get_one_document() {
+    let url = serve(Router::new().route("/v1/chat/completions", post(async || ANSWER))).await;
+    let output = finished(rbee(&["run", "m", "hi", "--json", "--queen-url", &url])).await;
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        document,
+        json!({"model": "m", "text": "Hello there", "finish_reason": "stop", "usage": {"total_tokens": 2}})
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_has_enough_is_no_failure() {
+    let models = "data: {\"choices\":[{\"text\":\"line\\n\"}]}\n\n".repeat(20_000) + "data: [DONE]\n\n";
+    let url = serve(Router::new().route("/v1/completions", post(async move || models))).await;
+    let mut child = rbee(&["run", "m", "hi", "--raw", "--queen-url", &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+        .await
+        .unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn an_interrupted_answer_ends_its_line_and_the_exit_status_is_130() {
+    let route = post(async || {
+        let first = ANSWER.split_inclusive("\n\n").next().unwrap();
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(first)]);
+        axum::body::Body::from_stream(first.chain(futures_util::stream::pending()))
+    });
+    let url = serve(Router::new().route("/v1/chat/completions", route)).await;
+    let mut child = rbee(&["run", "m", "hi", "--queen-url", &url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = tokio::task::spawn_blocking(move || {
+        let mut stdout = child.stdout.take().unwrap();
+        let mut shown = [0; 5];
+        std::io::Read::read_exact(&mut stdout, &mut shown).unwrap();
+        kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        let rest = std::io::read_to_string(stdout).unwrap();
+        (shown, rest, child.wait().unwrap().code())
+    });
+    assert_eq!(status.await.unwrap(), (*b"Hello", "\n".to_owned(), Some(130)));
+}
+
+#[tokio::test]
+async fn the_fleet_reaches_programs_as_the_queen_says_it() {
+    let fleet = json!({"queen": {"id": "q"}, "hives": [], "workers": [], "added_by_a_later_version": 1});
+    let answer = fleet.to_string();
+    let url = serve(Router::new().route("/v1/fleet", get(async || answer))).await;
+    let output = finished(rbee(&["ps", "--json", "--queen-url", &url])).await;
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), fleet);
+}
