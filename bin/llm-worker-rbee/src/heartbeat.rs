@@ -1,6 +1,7 @@
 //! What the worker tells its queens, and when.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use batch_engine::Load;
@@ -32,15 +33,19 @@ impl Heartbeats {
         state: &Arc<State>,
     ) -> Result<Self, heartbeat_client::Error> {
         let incarnation = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
+        let told_work = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
         for url in &config.queen_urls {
             let mut options = Options::new(url, incarnation);
             options.token = config.token.as_ref().map(|token| Token::new(token.expose()));
-            let source = Arc::new(Beats(Arc::clone(state)));
+            let source = Arc::new(Beats {
+                state: Arc::clone(state),
+                told_work: Arc::clone(&told_work),
+            });
             clients.push(HeartbeatClient::new(options, http.clone(), source)?.start());
         }
         if !clients.is_empty() {
-            tokio::spawn(beat_on_change(Arc::clone(state), clients.clone()));
+            tokio::spawn(beat_on_change(Arc::clone(state), clients.clone(), told_work));
         }
         Ok(Self { clients })
     }
@@ -52,7 +57,7 @@ impl Heartbeats {
 }
 
 /// Ends when the worker's life has ended; the goodbye tells the last status.
-async fn beat_on_change(state: Arc<State>, clients: Vec<HeartbeatHandle>) {
+async fn beat_on_change(state: Arc<State>, clients: Vec<HeartbeatHandle>, told_work: Arc<AtomicBool>) {
     let mut phases = state.watch();
     let mut loads = None;
     let mut told = None;
@@ -66,7 +71,10 @@ async fn beat_on_change(state: Arc<State>, clients: Vec<HeartbeatHandle>) {
         }
         let load = loads.as_mut().map(|loads| *loads.borrow_and_update());
         let news = news(&phase, is_busy(&state, load.as_ref()));
-        if told.replace(news) != Some(news) {
+        // A beat that told of work must not stand for an interval once there is none; one more beat at most for each.
+        let is_idle = load.is_some_and(|load| load.running + load.waiting == 0);
+        let rests = is_idle && told_work.swap(false, Ordering::Relaxed);
+        if told.replace(news) != Some(news) || rests {
             clients.iter().for_each(HeartbeatHandle::beat_now);
             tokio::time::sleep(SETTLE).await;
         }
@@ -134,12 +142,19 @@ fn is_busy(state: &State, load: Option<&Load>) -> bool {
 }
 
 /// Builds the beats from the state as it is.
-struct Beats(Arc<State>);
+struct Beats {
+    state: Arc<State>,
+    /// Whether a beat told of requests since the last one that told of none.
+    told_work: Arc<AtomicBool>,
+}
 
 impl Source<WorkerHeartbeat> for Beats {
     fn build(&self, _delivery: Delivery) -> WorkerHeartbeat {
-        let load = self.0.served().map(|served| served.engine.load());
-        build(&self.0, load.as_ref(), Utc::now())
+        let load = self.state.served().map(|served| served.engine.load());
+        if load.is_some_and(|load| load.running + load.waiting > 0) {
+            self.told_work.store(true, Ordering::Relaxed);
+        }
+        build(&self.state, load.as_ref(), Utc::now())
     }
 }
 

@@ -173,12 +173,11 @@ async fn stop(
     report: &Report,
     shutdown: &Shutdown,
 ) -> anyhow::Result<ExitCode> {
-    children.terminate();
     report.stopping(matches!(outcome, Outcome::Asked));
     let mut progress = Progress::new(report.is_json());
     progress.step("stopping: letting running requests finish; Ctrl-C again ends all at once");
     let status = tokio::select! {
-        () = children.gone() => ExitCode::SUCCESS,
+        () = children.end() => ExitCode::SUCCESS,
         () = second_signal(outcome, shutdown) => {
             children.kill();
             ExitCode::from(INTERRUPTED)

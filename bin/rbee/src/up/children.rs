@@ -102,17 +102,21 @@ impl Children {
         select_all(ends).await.0
     }
 
-    /// Asks all to end. A hive ends its workers itself; without one, the workers are asked directly.
-    pub(crate) fn terminate(&self) {
-        let pids: Vec<_> = self.members.iter().filter_map(|member| pid_of(&member.child)).collect();
-        if pids.len() < self.members.len() {
+    /// Asks all to end, the last started first, so that a hive can still say goodbye to its queen; a hive ends its workers
+    /// itself. If a daemon has ended already, whoever is left is asked directly. Returns when nobody is left.
+    pub(crate) async fn end(&mut self) {
+        if self.members.iter().any(|member| pid_of(&member.child).is_none()) {
             self.signal_group(Signal::SIGTERM);
-            return;
         }
-        for pid in pids {
-            // It may have ended just now, which is what was wanted.
-            let _ = kill(pid, Signal::SIGTERM);
+        for member in self.members.iter_mut().rev() {
+            if let Some(pid) = pid_of(&member.child) {
+                // It may have ended just now, which is what was wanted.
+                let _ = kill(pid, Signal::SIGTERM);
+            }
+            // An error means that there is nothing to wait for.
+            let _ = member.child.wait().await;
         }
+        self.gone().await;
     }
 
     /// Ends all at once.
@@ -294,8 +298,7 @@ mod tests {
             .unwrap();
         let pids = [children.pid("queen").unwrap(), children.pid("hive").unwrap()].map(|pid| pid as i32);
         assert_eq!(children.group(), pids[0], "the first daemon leads the group");
-        children.terminate();
-        children.gone().await;
+        children.end().await;
         assert!(!pids.into_iter().any(alive));
         assert_eq!(children.group(), 0);
     }
@@ -313,7 +316,11 @@ mod tests {
             .start("hive", shell(&script), &folder.path().join("hive.log"))
             .unwrap();
         let worker = pid_in(&file).await;
-        children.terminate();
+        tokio::select! {
+            biased;
+            () = children.end() => panic!("it ignores being asked"),
+            () = std::future::ready(()) => {}
+        }
         assert!(alive(worker));
         children.kill();
         children.gone().await;
@@ -334,8 +341,7 @@ mod tests {
         let error = children.first_end().await.into_error().to_string();
         assert!(error.contains("killed by SIGKILL"), "{error}");
         assert!(alive(worker), "the worker outlives its hive");
-        children.terminate();
-        children.gone().await;
+        children.end().await;
         assert!(!alive(worker));
     }
 
