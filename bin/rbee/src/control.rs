@@ -108,7 +108,7 @@ async fn work(
         End::Failed(reason) => bail!("{reason}"),
         End::Cancelled => bail!("the job was cancelled by somebody else"),
         End::Interrupted => {
-            render::note("interrupted; what was fetched so far is kept for the next time");
+            render::note("interrupted; finished parts are kept for the next time");
             Ok(ExitCode::from(INTERRUPTED))
         }
     }
@@ -157,7 +157,7 @@ async fn pull_local(global: &Global, model: &str, shutdown: &Shutdown) -> anyhow
             if global.json {
                 render::json_line(&local_event(seq, JobState::Cancelled, None))?;
             }
-            render::note("interrupted; what was fetched so far is kept for the next time");
+            render::note("interrupted; finished parts are kept for the next time");
             Ok(ExitCode::from(INTERRUPTED))
         }
         Err(error) => Err(StoreFailed(error).into()),

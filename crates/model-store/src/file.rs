@@ -121,13 +121,13 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
 /// Renames and waits until the disk knows the new name.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(|source| StoreError::io("rename", from, source))?;
-    to.parent().map_or(Ok(()), sync_dir)
+    to.parent().map_or(Ok(()), sync)
 }
 
-/// Waits until the disk knows which names a folder has.
-pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
+/// Waits until the disk has what is in a file, or knows which names a folder has.
+pub(crate) fn sync(path: &Path) -> Result<(), StoreError> {
     File::open(path)
-        .and_then(|dir| dir.sync_all())
+        .and_then(|file| file.sync_all())
         .map_err(|source| StoreError::io("write", path, source))
 }
 

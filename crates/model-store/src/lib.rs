@@ -1,7 +1,7 @@
 //! Model files: which are meant, where they come from, and that they are whole.
 //!
-//! Owns: model references and the ids that follow from them, the catalogue of short names, downloads from Python wheels
-//! and model hubs, their resumption and verification, and the folder in which finished files lie.
+//! Owns: model references and the ids that follow from them, the catalogue of short names, downloads of Python wheels (by
+//! the user's pip) and from model hubs, their resumption and verification, and the folder in which finished files lie.
 //! Must not know: what is inside a model file, who wants it and why, devices, workers, daemons, or how progress is shown.
 //!
 //! ```no_run
@@ -26,6 +26,7 @@ mod http;
 mod hub;
 mod manifest;
 mod pip;
+mod process;
 mod progress;
 mod pull;
 mod reference;

@@ -33,7 +33,7 @@ pub(crate) struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Origin {
     pub(crate) reference: ModelRef,
-    /// Without query and credentials.
+    /// Address of a hub's file, without query and credentials; file name of a wheel, which pip has found.
     pub(crate) url: String,
     /// Commit of the repository, where there is one.
     pub(crate) revision: Option<String>,

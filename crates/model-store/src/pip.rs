@@ -1,22 +1,33 @@
-//! Asks the user's own pip where a wheel is, so that the user's index, mirror and find-links folders count.
+//! Lets the user's own pip fetch a wheel, so that the user's index, credentials, proxies and certificates count.
+//!
+//! ```text
+//! WORK/pip-PROCESS/tmp/       pip streams into a folder of its own making in here
+//! WORK/pip-PROCESS/wheel/     pip leaves the wheel here once its checksum is right
+//! ```
+//!
+//! `WORK/pip-PROCESS/wheel` then gets the name that the caller wants by a rename. A pip whose parent was killed goes on for
+//! a while, hence the process in the name: the next pull removes its folder, so that it fails and disturbs nobody.
 
-use std::collections::BTreeSet;
+use std::fs;
 use std::io;
-use std::process::{Output, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::Url;
-use serde::Deserialize;
 use tokio::process::Command;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::file::is_sha256;
-use crate::{PipRef, StoreError};
+use crate::context::Context;
+use crate::process::{Event, Process};
+use crate::{StoreError, file};
 
-/// A pip that cannot read metadata alone fetches the whole wheel to look into it; even then it is done by now.
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Longest quotation from pip's errors, in characters.
+/// How often the growing file is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// Longest time in which pip neither writes nor says anything: pip's own timeouts, which the user may set, come first.
+const STALL: Duration = Duration::from_secs(300);
+/// Longest quotation from it, in characters.
 const MAX_QUOTED: usize = 600;
+/// What the names of pip's folders begin with.
+const SCRATCH: &str = "pip-";
 
 /// How pip is called.
 #[derive(Debug, Clone)]
@@ -27,231 +38,309 @@ pub(crate) struct Pip {
     pub(crate) env: Vec<(String, String)>,
 }
 
-/// Where a wheel is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One wheel to be fetched.
+pub(crate) struct Wanted<'a> {
+    /// `PACKAGE==VERSION`.
+    pub(crate) requirement: &'a str,
+    /// Where it goes: a folder in the model's work folder, for this wheel alone.
+    pub(crate) folder: &'a Path,
+    pub(crate) limit_bytes: u64,
+}
+
+/// A wheel on this host.
 pub(crate) struct Wheel {
-    /// `http:`, `https:` or `file:`.
-    pub(crate) url: Url,
-    /// Checksum that the index gives, where it gives one.
-    pub(crate) sha256: Option<String>,
+    pub(crate) path: PathBuf,
+    /// Its own file name.
+    pub(crate) name: String,
+    pub(crate) size: u64,
 }
 
-/// The part of pip's installation report (format 1) that is used.
-#[derive(Deserialize)]
-struct Report {
-    install: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    download_info: DownloadInfo,
-    metadata: Metadata,
-}
-
-#[derive(Deserialize)]
-struct DownloadInfo {
-    url: String,
-    #[serde(default)]
-    archive_info: ArchiveInfo,
-}
-
-#[derive(Deserialize, Default)]
-struct ArchiveInfo {
-    /// `sha256=HEX`; the only form of older pips.
-    hash: Option<String>,
-    #[serde(default)]
-    hashes: Hashes,
-}
-
-#[derive(Deserialize, Default)]
-struct Hashes {
-    sha256: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
+/// Removes what pips of earlier pulls left in a work folder. Blocks.
+pub(crate) fn remove_leftovers(work: &Path) -> Result<(), StoreError> {
+    let fail = |source| StoreError::io("list", work, source);
+    for entry in fs::read_dir(work).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()) {
+            file::remove_dir(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Pip {
-    /// Finds the wheels of all these references in one call; the answer has their order.
-    pub(crate) async fn locate(&self, pips: &[&PipRef], cancel: &CancellationToken) -> Result<Vec<Wheel>, StoreError> {
-        let requirements: BTreeSet<String> = pips.iter().map(|pip| pip.requirement()).collect();
-        let requirement = requirements.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
-        let output = self.run(&requirements, &requirement, cancel).await?;
-        if !output.status.success() {
-            return Err(self.explain(&requirement, &String::from_utf8_lossy(&output.stderr)));
+    /// Fetches a wheel, or gives the one that an earlier pull has fetched. `progress` hears how large the file has become.
+    pub(crate) async fn fetch(
+        &self,
+        wanted: &Wanted<'_>,
+        context: &Context,
+        progress: impl FnMut(u64) + Send,
+    ) -> Result<Wheel, StoreError> {
+        let folder = wanted.folder.to_path_buf();
+        if let Some(wheel) = context.blocking(move |_| find(&folder)).await? {
+            return Ok(wheel);
         }
-        let unreadable = |why: String| StoreError::PipReport {
-            requirement: requirement.clone(),
-            why,
+        let scratch = wanted.folder.with_file_name(format!("{SCRATCH}{}", std::process::id()));
+        let result = self.download(wanted, &scratch, context, progress).await;
+        let (requirement, folder) = (wanted.requirement.to_owned(), wanted.folder.to_path_buf());
+        let settle = move |_: &Context| {
+            let kept = result.and_then(|()| keep(&requirement, &scratch, &folder));
+            let removed = file::remove_dir(&scratch);
+            kept.and_then(|wheel| removed.map(|()| wheel))
         };
-        let report: Report = serde_json::from_slice(&output.stdout).map_err(|error| unreadable(error.to_string()))?;
-        pips.iter().map(|pip| find(&report, pip).map_err(unreadable)).collect()
+        context.blocking(settle).await
     }
 
-    async fn run(
+    /// Runs pip to its end, or ends it. In each case it is gone when this returns.
+    async fn download(
         &self,
-        requirements: &BTreeSet<String>,
-        joined: &str,
-        cancel: &CancellationToken,
-    ) -> Result<Output, StoreError> {
-        let mut command = Command::new(&self.python);
-        command
-            .args(["-m", "pip", "--no-input", "--disable-pip-version-check", "install"])
-            .args([
-                "--dry-run",
-                "--ignore-installed",
-                "--no-deps",
-                "--quiet",
-                "--report",
-                "-",
-            ])
-            // Only a file is taken out, so neither the Python version matters nor may any of the package's code run.
-            .args(["--ignore-requires-python", "--only-binary", ":all:", "--"])
-            .args(requirements)
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let output = tokio::select! {
-            () = cancel.cancelled() => return Err(StoreError::Cancelled),
-            output = tokio::time::timeout(TIMEOUT, command.output()) => output,
-        };
-        let Ok(output) = output else {
-            return Err(StoreError::PipTimeout {
-                requirement: joined.to_owned(),
-                limit: TIMEOUT,
-            });
-        };
-        output.map_err(|source: io::Error| StoreError::Python {
+        wanted: &Wanted<'_>,
+        scratch: &Path,
+        context: &Context,
+        progress: impl FnMut(u64) + Send,
+    ) -> Result<(), StoreError> {
+        let (temporary, destination) = (scratch.join("tmp"), scratch.join("wheel"));
+        let mut command = self.command(wanted.requirement, &temporary, &destination);
+        let make = move |_: &Context| file::make_dir(&temporary).and_then(|()| file::make_dir(&destination));
+        context.blocking(make).await?;
+        let unstartable = |source: io::Error| StoreError::Python {
             program: self.python.clone(),
             source,
-        })
+        };
+        let mut process = Process::start(&mut command).map_err(unstartable)?;
+        let mut watch = Watch {
+            wanted,
+            scratch,
+            context,
+            progress,
+            size: Size::default(),
+            alive: Instant::now(),
+        };
+        match watch.until_end(&mut process).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.explain(wanted.requirement, scratch, &process.last_words().await)),
+            Err(error) => {
+                process.kill().await;
+                Err(error)
+            }
+        }
     }
 
-    fn explain(&self, requirement: &str, stderr: &str) -> StoreError {
+    fn command(&self, requirement: &str, temporary: &Path, destination: &Path) -> Command {
+        let mut command = Command::new(&self.python);
+        command
+            .args(["-m", "pip", "--no-input", "--disable-pip-version-check", "download"])
+            // A copy in pip's cache would take the same space once more.
+            .args(["--no-cache-dir", "--no-deps", "--quiet", "--progress-bar", "off"])
+            // Only a file is taken out, so neither the Python version matters nor may any of the package's code run.
+            .args(["--ignore-requires-python", "--only-binary", ":all:", "--dest"])
+            .arg(destination)
+            .args(["--", requirement])
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .env("TMPDIR", temporary);
+        command
+    }
+
+    fn explain(&self, requirement: &str, scratch: &Path, said: &str) -> StoreError {
         let program = self.python.clone();
-        if stderr.contains("No module named pip") {
+        if said.contains("No module named pip") {
             return StoreError::NoPip { program };
         }
-        if stderr.contains("no such option: --dry-run") || stderr.contains("no such option: --report") {
+        if said.contains("no such option: ") {
             return StoreError::OldPip { program };
         }
-        let telling = |line: &&str| line.starts_with("ERROR:") || line.starts_with("WARNING: Retrying");
-        let mut lines: Vec<&str> = stderr.lines().filter(telling).collect();
-        if lines.is_empty() {
-            lines.extend(stderr.lines().rfind(|line| !line.trim().is_empty()));
+        if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
+            return StoreError::io("write", scratch, io::ErrorKind::StorageFull.into());
         }
-        // A pip without network warns once per try, then claims that there are no versions: the last try tells why.
-        let said = lines[lines.len().saturating_sub(3)..].join(" | ");
-        let said = said.chars().filter(|c| !c.is_control()).take(MAX_QUOTED).collect();
         StoreError::PipRefused {
             requirement: requirement.to_owned(),
-            said,
+            said: quote(said),
         }
     }
 }
 
-/// Package names are compared without regard to case and to `-`, `_`, `.`, as the index does.
-fn normalised(name: &str) -> String {
-    let words: Vec<&str> = name.split(['-', '_', '.']).filter(|word| !word.is_empty()).collect();
-    words.join("-").to_lowercase()
+/// What of pip's words tells why it failed, in one line.
+fn quote(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let telling = |line: &&str| line.starts_with("ERROR:") || line.starts_with("WARNING: Retrying");
+    let starts = lines.iter().enumerate().filter(|(_, line)| telling(line)).rev();
+    // A pip without network warns once per try, then claims that there are no versions: the last try tells why. Other
+    // errors go on in lines of their own, and a traceback has its point in the last one.
+    let start = match starts.take(3).last() {
+        Some((start, _)) if !lines.contains(&"ERROR: Exception:") => start,
+        _ => lines.len().saturating_sub(1),
+    };
+    let said = lines[start..].join(" | ");
+    if said.is_empty() {
+        return "it failed without a word".to_owned();
+    }
+    said.chars().filter(|c| !c.is_control()).take(MAX_QUOTED).collect()
 }
 
-fn find(report: &Report, pip: &PipRef) -> Result<Wheel, String> {
-    let wanted = normalised(pip.package());
-    let item = report
-        .install
-        .iter()
-        .find(|item| normalised(&item.metadata.name) == wanted);
-    let info = &item
-        .ok_or_else(|| format!("it does not mention {}", pip.package()))?
-        .download_info;
-    let url = Url::parse(&info.url).map_err(|error| format!("its address `{}` is none: {error}", info.url))?;
-    if !matches!(url.scheme(), "http" | "https" | "file") {
-        return Err(format!("its address begins with `{}:`", url.scheme()));
+/// The wheel in a folder.
+fn find(folder: &Path) -> Result<Option<Wheel>, StoreError> {
+    let fail = |source| StoreError::io("list", folder, source);
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(fail)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if path.extension().is_some_and(|extension| extension == "whl") {
+            let size = entry.metadata().map_err(fail)?.len();
+            return Ok(Some(Wheel { path, name, size }));
+        }
     }
-    let old_form = info
-        .archive_info
-        .hash
-        .as_deref()
-        .and_then(|hash| hash.strip_prefix("sha256="));
-    let sha256 = info
-        .archive_info
-        .hashes
-        .sha256
-        .as_deref()
-        .or(old_form)
-        .map(str::to_lowercase);
+    Ok(None)
+}
+
+/// Gives the folder with the wheel that pip has left its lasting name.
+fn keep(requirement: &str, scratch: &Path, folder: &Path) -> Result<Wheel, StoreError> {
+    let none = || StoreError::PipRefused {
+        requirement: requirement.to_owned(),
+        said: "it left no wheel".to_owned(),
+    };
+    let left = scratch.join("wheel");
+    let wheel = find(&left)?.ok_or_else(none)?;
+    file::sync(&wheel.path)?;
+    file::rename(&left, folder)?;
     Ok(Wheel {
-        url,
-        sha256: sha256.filter(|text| is_sha256(text)),
+        path: folder.join(&wheel.name),
+        ..wheel
     })
+}
+
+/// What lies under a folder, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Size {
+    /// Its largest file. pip copies the wheel at the end, so the sum would be twice what was downloaded.
+    largest: u64,
+    total: u64,
+}
+
+impl Size {
+    /// pip makes and removes files meanwhile: those that cannot be read are left out.
+    fn of(folder: &Path) -> Self {
+        let mut size = Self::default();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let below = match entry.metadata() {
+                Ok(data) if data.is_dir() => Self::of(&entry.path()),
+                Ok(data) if data.is_file() => Self {
+                    largest: data.len(),
+                    total: data.len(),
+                },
+                _ => continue,
+            };
+            size.largest = size.largest.max(below.largest);
+            size.total += below.total;
+        }
+        size
+    }
+}
+
+/// A pip at work, seen from outside.
+struct Watch<'a, P> {
+    wanted: &'a Wanted<'a>,
+    scratch: &'a Path,
+    context: &'a Context,
+    progress: P,
+    /// When it was looked at last.
+    size: Size,
+    /// When it last wrote or said something.
+    alive: Instant,
+}
+
+impl<P: FnMut(u64) + Send> Watch<'_, P> {
+    /// Whether it succeeded; an error means that it is not wanted any more.
+    async fn until_end(&mut self, process: &mut Process) -> Result<bool, StoreError> {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.context.cancel.cancelled() => return Err(StoreError::Cancelled),
+                event = process.event() => match event {
+                    Ok(Event::Said) => self.alive = Instant::now(),
+                    Ok(Event::Ended(status)) => {
+                        self.look().await?;
+                        return Ok(status.success());
+                    }
+                    Err(source) => return Err(StoreError::io("wait for pip in", self.scratch, source)),
+                },
+                _ = poll.tick() => {
+                    self.look().await?;
+                    if self.alive.elapsed() >= STALL {
+                        let requirement = self.wanted.requirement.to_owned();
+                        return Err(StoreError::PipStalled { requirement, limit: STALL });
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let scratch = self.scratch.to_path_buf();
+        let size = self.context.blocking(move |_| Ok(Size::of(&scratch))).await?;
+        if size == self.size {
+            return Ok(());
+        }
+        self.alive = Instant::now();
+        let largest = size.largest;
+        if largest > self.wanted.limit_bytes {
+            return Err(StoreError::TooLarge {
+                what: format!("the wheel of {}", self.wanted.requirement),
+                limit_bytes: self.wanted.limit_bytes,
+            });
+        }
+        // Once the wheel is there, pip removes its temporary files.
+        if largest > self.size.largest {
+            (self.progress)(largest);
+        }
+        self.size = size;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ModelRef;
 
-    fn pip_ref(text: &str) -> PipRef {
-        match text.parse().unwrap() {
-            ModelRef::Pip(pip) => pip,
-            other => panic!("{other} is no pip: reference"),
-        }
-    }
-
-    fn report(json: serde_json::Value) -> Report {
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_wheel_is_found_by_its_normalised_name_and_both_forms_of_the_checksum_count() {
-        let sum = "ab".repeat(32);
-        let report = report(serde_json::json!({"version": "1", "install": [
-            {"download_info": {"url": "https://index.example/a.whl", "archive_info": {"hash": format!("sha256={sum}")}},
-             "metadata": {"name": "Other_Thing", "version": "1"}},
-            {"download_info": {"url": "file:///w/b.whl", "archive_info": {"hashes": {"sha256": sum.to_uppercase()}}},
-             "metadata": {"name": "my.model", "version": "1"}},
-            {"download_info": {"url": "git+ssh://x/y"}, "metadata": {"name": "vcs", "version": "1"}},
-        ]}));
-        let wheel = find(&report, &pip_ref("pip:other-thing==1/x.gguf")).unwrap();
-        assert_eq!(
-            (wheel.url.as_str(), wheel.sha256.as_ref()),
-            ("https://index.example/a.whl", Some(&sum))
-        );
-        let wheel = find(&report, &pip_ref("pip:My__Model==1/x.gguf")).unwrap();
-        assert_eq!((wheel.url.scheme(), wheel.sha256.as_ref()), ("file", Some(&sum)));
-        assert!(
-            find(&report, &pip_ref("pip:absent==1/x.gguf"))
-                .unwrap_err()
-                .contains("absent")
-        );
-        assert!(
-            find(&report, &pip_ref("pip:vcs==1/x.gguf"))
-                .unwrap_err()
-                .contains("git+ssh")
-        );
-    }
-
-    #[test]
-    fn the_errors_of_pip_become_errors_with_a_remedy() {
+    fn explain(said: &str) -> StoreError {
         let pip = Pip {
             python: "python3".to_owned(),
             env: Vec::new(),
         };
-        let no_pip = pip.explain("a==1", "/usr/bin/python3: No module named pip\n");
+        pip.explain("a==1", Path::new("/models/.work/a/pip-1"), said)
+    }
+
+    #[test]
+    fn the_errors_of_pip_become_errors_with_a_remedy() {
+        let no_pip = explain("/usr/bin/python3: No module named pip\n");
         assert!(matches!(&no_pip, StoreError::NoPip { .. }), "{no_pip}");
-        let old = pip.explain("a==1", "Usage: ...\n\nno such option: --dry-run\n");
+        let old = explain("Usage: ...\n\nno such option: --ignore-requires-python\n");
         assert!(matches!(&old, StoreError::OldPip { .. }), "{old}");
+        let full = explain("ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n");
+        assert!(matches!(&full, StoreError::DiskFull { .. }), "{full}");
+    }
+
+    #[test]
+    fn the_lines_that_tell_why_pip_failed_are_quoted() {
         let stderr = "ERROR: Could not find a version that satisfies the requirement a==1 (from versions: 0.1)\n\
                       ERROR: No matching distribution found for a==1\n";
-        let refused = pip.explain("a==1", stderr).to_string();
+        let refused = explain(stderr).to_string();
         assert!(
             refused.contains("from versions: 0.1") && refused.contains("No matching distribution"),
             "{refused}"
         );
-        let strange = pip.explain("a==1", "Traceback\nValueError: boom\n\n").to_string();
-        assert!(strange.ends_with("ValueError: boom"), "{strange}");
+        let several_lines = explain("WARNING: old\nERROR: no match\n    Expected ab\n         Got cd\n").to_string();
+        assert!(
+            several_lines.ends_with("ERROR: no match | Expected ab | Got cd"),
+            "{several_lines}"
+        );
+        let traceback = explain("ERROR: Exception:\nTraceback\n  a line\nReadTimeoutError: timed out.\n\n").to_string();
+        assert!(traceback.ends_with(": ReadTimeoutError: timed out."), "{traceback}");
+        let strange = explain("Traceback\nValueError: boom\n\n").to_string();
+        assert!(strange.ends_with(": ValueError: boom"), "{strange}");
+        assert!(explain("").to_string().ends_with("without a word"));
     }
 }

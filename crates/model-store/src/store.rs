@@ -35,7 +35,7 @@ const MAX_READABLE_BYTES: usize = 100;
 /// How a store reaches its sources.
 #[derive(Clone)]
 pub struct StoreOptions {
-    /// The Python whose pip finds wheels.
+    /// The Python whose pip fetches wheels.
     pub python: String,
     /// Variables set for pip on top of this process's own, for example `PIP_INDEX_URL`.
     pub pip_env: Vec<(String, String)>,
@@ -43,9 +43,9 @@ pub struct StoreOptions {
     pub hub_endpoint: String,
     /// Token for it; sent to that address only.
     pub hub_token: Option<String>,
-    /// How failed transfers are tried again.
+    /// How failed transfers from the hub are tried again; pip has settings of its own.
     pub retry: Retry,
-    /// Longest silence of a server.
+    /// Longest silence of the hub.
     pub read_timeout: Duration,
     /// Largest file that is taken.
     pub max_file_bytes: u64,
@@ -306,7 +306,8 @@ impl ModelStore {
     ///
     /// Two pulls of one model, in one process or in several, share the work: the second waits for the first. `progress`
     /// is called from any thread and must return quickly. After a cancellation, a dropped future, an error or a crash,
-    /// the next pull goes on where this one ended, as far as a checksum can prove the result.
+    /// the next pull goes on where this one ended, as far as a checksum can prove the result; a wheel that was not whole
+    /// is fetched anew.
     pub async fn pull(
         &self,
         reference: &ModelRef,

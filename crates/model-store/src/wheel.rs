@@ -48,11 +48,15 @@ pub(crate) fn append_member(
             limit_bytes,
         });
     }
-    let mut buffer = vec![0; STEP_BYTES];
+    let mut buffer = Vec::with_capacity(STEP_BYTES);
     let mut done = 0;
     loop {
-        // The reader checks the archive's own checksum when it reaches the end.
-        let n = member.read(&mut buffer).map_err(|error| broken(error.into()))?;
+        buffer.clear();
+        // The reader inflates in small pieces, and checks the archive's own checksum when it reaches the end.
+        let mut step_long = member.by_ref().take(STEP_BYTES as u64);
+        let n = step_long
+            .read_to_end(&mut buffer)
+            .map_err(|error| broken(error.into()))?;
         if n == 0 {
             break;
         }
@@ -62,7 +66,7 @@ pub(crate) fn append_member(
                 "the file is longer than its entry says".into(),
             )));
         }
-        out.append(&buffer[..n])?;
+        out.append(&buffer)?;
         step(done, size)?;
     }
     if done < size {

@@ -42,7 +42,6 @@ pub(super) struct Seen {
     pub(super) path: String,
     pub(super) range: Option<String>,
     pub(super) authorization: Option<String>,
-    pub(super) by_rbee: bool,
 }
 
 /// What lies under one path.
@@ -148,10 +147,11 @@ impl Server {
         self.site.lock().unwrap().seen.clone()
     }
 
-    /// Transfers of files that this crate asked for: where each began.
+    /// Transfers of files: where each began.
     pub(super) fn transfers(&self) -> Vec<u64> {
         let mut seen = self.seen();
-        seen.retain(|seen| seen.by_rbee && seen.method == Method::GET);
+        let is_file = |path: &str| path.starts_with("/files/") || path == "/blob";
+        seen.retain(|seen| seen.method == Method::GET && is_file(&seen.path));
         let start = |range: String| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok();
         seen.into_iter()
             .map(|seen| seen.range.map_or(0, |range| start(range).expect("an open range")))
@@ -161,7 +161,6 @@ impl Server {
 
 async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Response {
     let text = |name: header::HeaderName| request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
-    let by_rbee = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with("rbee/"));
     let (range, if_range) = (text(header::RANGE), text(header::IF_RANGE));
     let path = request.uri().path().to_owned();
     let mut site = site.lock().unwrap();
@@ -170,7 +169,6 @@ async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Respo
         path: path.clone(),
         range: range.clone(),
         authorization: text(header::AUTHORIZATION),
-        by_rbee,
     });
     let Some((_, page)) = site.pages.iter().find(|(known, _)| *known == path).cloned() else {
         return StatusCode::NOT_FOUND.into_response();
@@ -182,7 +180,7 @@ async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Respo
             (StatusCode::FOUND, headers, [(header::LOCATION, location)]).into_response()
         }
         Page::File { content, etag } => {
-            let fault = if by_rbee && request.method() == Method::GET {
+            let fault = if request.method() == Method::GET {
                 site.faults.pop_front()
             } else {
                 None
@@ -304,8 +302,8 @@ pub(super) fn options() -> StoreOptions {
         pip_env: vec![
             set("PIP_CONFIG_FILE", "/dev/null"),
             set("PIP_FIND_LINKS", ""),
-            set("PIP_NO_CACHE_DIR", "1"),
             set("PIP_RETRIES", "0"),
+            set("PIP_RESUME_RETRIES", "0"),
         ],
         ..StoreOptions::default()
     }
@@ -325,6 +323,18 @@ pub(super) fn with_index(server: &Server) -> StoreOptions {
     options
         .pip_env
         .push(("PIP_INDEX_URL".to_owned(), format!("{}/simple/", server.url)));
+    options
+}
+
+/// A Python that finds this script when it looks for pip.
+pub(super) fn with_pip(script: &str, folder: &Path) -> StoreOptions {
+    let mut options = options();
+    std::fs::create_dir(folder.join("pip")).unwrap();
+    std::fs::write(folder.join("pip/__init__.py"), "").unwrap();
+    std::fs::write(folder.join("pip/__main__.py"), script).unwrap();
+    options
+        .pip_env
+        .push(("PYTHONPATH".to_owned(), folder.display().to_string()));
     options
 }
 
