@@ -1,0 +1,180 @@
+use std::fs;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::Value;
+
+use super::tiny::{LAYERS, Tiny, WIDTH};
+use crate::{DeviceSpec, LoadError, LoadOptions, LoadedModel, load};
+
+fn open(path: &Path) -> Result<LoadedModel, LoadError> {
+    load(path, &LoadOptions::new(DeviceSpec::Cpu), &mut |_| {})
+}
+
+#[track_caller]
+fn refusal(tiny: &Tiny) -> String {
+    let (_folder, path) = tiny.write();
+    match open(&path) {
+        Ok(_) => panic!("the file should be refused"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_facts_about_a_model_come_from_its_file() {
+    let mut tiny = Tiny::llama();
+    tiny.metadata
+        .insert("general.name".to_owned(), Value::String("Tiny".to_owned()));
+    let (_folder, path) = tiny.write();
+    let mut shares = Vec::new();
+    let loaded = load(&path, &LoadOptions::new(DeviceSpec::Cpu), &mut |share| {
+        shares.push(share);
+    })
+    .expect("a model");
+    assert_eq!(loaded.info.family.to_string(), "llama");
+    assert_eq!(loaded.info.name.as_deref(), Some("Tiny"));
+    assert_eq!((loaded.info.trained_context_length, loaded.info.vocab_size), (600, 256));
+    assert_eq!(loaded.info.kv_bytes_per_token, LAYERS * WIDTH * 2 * 2);
+    assert!(loaded.chat_template.is_none());
+    assert!(
+        shares.is_sorted() && shares.last() == Some(&1.0),
+        "progress rises to the end"
+    );
+}
+
+#[test]
+fn a_file_cut_anywhere_is_an_error_and_never_a_panic() {
+    let (folder, path) = Tiny::gemma3().write();
+    let whole = fs::read(&path).expect("the file");
+    let cut = folder.path().join("cut.gguf");
+    let header = whole.len() / 8;
+    for len in (0..header).step_by(97).chain((header..whole.len()).step_by(4001)) {
+        fs::write(&cut, &whole[..len]).expect("a cut file");
+        assert!(open(&cut).is_err(), "{len} of {} bytes", whole.len());
+    }
+}
+
+#[test]
+fn a_file_with_any_byte_of_its_header_changed_loads_or_is_refused_and_never_panics() {
+    let (folder, path) = Tiny::llama().write();
+    let whole = fs::read(&path).expect("the file");
+    let changed = folder.path().join("changed.gguf");
+    for at in (0..4000).step_by(61) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xFF;
+        fs::write(&changed, &bytes).expect("a changed file");
+        drop(open(&changed));
+    }
+}
+
+#[test]
+fn what_is_no_gguf_file_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("page.gguf");
+    fs::write(&path, "<html>not found</html>").expect("a file");
+    assert!(matches!(open(&path), Err(LoadError::NotGguf(_))));
+    assert!(matches!(
+        open(&folder.path().join("absent.gguf")),
+        Err(LoadError::Unreadable { .. })
+    ));
+    assert!(matches!(open(folder.path()), Err(LoadError::Unreadable { .. })));
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_by_name_with_what_is_supported() {
+    let mut tiny = Tiny::llama();
+    tiny.metadata
+        .insert("general.architecture".to_owned(), Value::String("mamba".to_owned()));
+    assert_eq!(
+        refusal(&tiny),
+        "the model architecture \"mamba\" is not supported; supported are: llama, gemma3"
+    );
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let mut tiny = Tiny::gemma3();
+    tiny.tensors.remove("blk.3.attn_k_norm.weight");
+    assert_eq!(
+        refusal(&tiny),
+        "the GGUF file is damaged: tensor blk.3.attn_k_norm.weight is missing"
+    );
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named() {
+    let mut tiny = Tiny::llama();
+    tiny.vector("blk.0.attn_q.weight", WIDTH);
+    assert!(refusal(&tiny).contains("tensor blk.0.attn_q.weight has the shape [32], not [64, 32]"));
+}
+
+#[test]
+fn a_tensor_that_the_family_has_no_place_for_is_refused_rather_than_ignored() {
+    let mut tiny = Tiny::llama();
+    tiny.vector("blk.0.attn_q.bias", WIDTH);
+    assert!(refusal(&tiny).contains("its tensor blk.0.attn_q.bias has no place in the model"));
+}
+
+#[test]
+fn rotary_scaling_that_is_not_supported_is_refused_by_name() {
+    let mut tiny = Tiny::llama();
+    tiny.metadata
+        .insert("llama.rope.scaling.type".to_owned(), Value::String("yarn".to_owned()));
+    assert!(refusal(&tiny).contains("rotary scaling of type \"yarn\""));
+}
+
+#[test]
+fn a_tokenizer_that_is_not_supported_is_refused_by_name() {
+    let mut tiny = Tiny::llama();
+    tiny.metadata
+        .insert("tokenizer.ggml.model".to_owned(), Value::String("bert".to_owned()));
+    assert!(refusal(&tiny).contains("tokenizers of type \"bert\" are not supported"));
+}
+
+#[test]
+fn a_file_s_template_and_special_tokens_serve_chat() {
+    let mut tiny = Tiny::llama();
+    let mut set = |key: &str, value| tiny.metadata.insert(key.to_owned(), value);
+    let mut tokens: Vec<Value> = (0..253).map(|byte| Value::String(format!("<0x{byte:02X}>"))).collect();
+    tokens.extend(["<s>", "<end_of_turn>", "hi"].map(|text| Value::String(text.to_owned())));
+    let mut kinds = vec![Value::I32(6); 253];
+    kinds.extend([3, 3, 4].map(Value::I32));
+    set("tokenizer.ggml.tokens", Value::Array(tokens));
+    set("tokenizer.ggml.token_type", Value::Array(kinds));
+    set("tokenizer.ggml.bos_token_id", Value::U32(253));
+    set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
+    set(
+        "tokenizer.chat_template",
+        Value::String("{{ bos_token }}{{ messages[0].content }}<end_of_turn>".to_owned()),
+    );
+    let (_folder, path) = tiny.write();
+    let loaded = open(&path).expect("a model");
+    let messages = [serde_json::json!({"role": "user", "content": "hi!"})];
+    let rendered = loaded
+        .chat_template
+        .expect("a template")
+        .render(&messages, true)
+        .expect("a conversation");
+    assert_eq!(rendered, "<s>hi!<end_of_turn>");
+    let tokenizer = loaded.tokenizer;
+    assert_eq!(
+        tokenizer.encode_chat(&rendered),
+        Ok(vec![253, 255, 33, 254]),
+        "BOS is not doubled"
+    );
+    assert_eq!(
+        tokenizer.encode_chat("!"),
+        Ok(vec![253, 33]),
+        "BOS is added where it is missing"
+    );
+    assert_eq!(
+        tokenizer.encode("<s>", false, false),
+        Ok(b"<s>".map(u32::from).to_vec()),
+        "a client's text stays text"
+    );
+    assert_eq!(tokenizer.decode(&[253, 255, 33, 254]), "hi!");
+    assert_eq!(tokenizer.end_tokens(), [3, 254]);
+    let mut decoder = tokenizer.decoder();
+    let streamed = [0xC3, 253, 0xA9, 0xE2].map(|token| decoder.push(token));
+    assert_eq!(streamed, [None, None, Some("é".to_owned()), None]);
+    assert_eq!(decoder.finish(), Some("\u{FFFD}".to_owned()));
+}

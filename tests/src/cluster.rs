@@ -1,0 +1,134 @@
+//! A queen with whatever joins it, each a real process.
+
+use std::ffi::OsString;
+
+use queen_rbee::fleet::FleetView;
+use serde_json::{Value, json};
+
+use crate::http::{self, Answer};
+use crate::{Process, Program, eventually};
+
+/// One queen, and the URL under which the scenario asks it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The queen's process.
+    pub queen: Process,
+    args: Vec<OsString>,
+}
+
+impl Cluster {
+    /// A queen that wants a beat a second and calls a member lost after three, so that scenarios need not wait long.
+    pub async fn start() -> Self {
+        Self::with(["--heartbeat-interval-ms", "1000", "--heartbeat-ttl-ms", "3000"]).await
+    }
+
+    /// A queen with these settings, on a port that the system picks.
+    pub async fn with(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+        let port = ["--port".into(), "0".into()];
+        let queen = Process::daemon(Program::Queen, args.iter().cloned().chain(port)).await;
+        Self { queen, args }
+    }
+
+    /// Starts the queen again on the port that it had.
+    pub async fn restart_queen(&mut self) {
+        let port = self.queen.address.port().to_string();
+        let args = self.args.iter().cloned().chain(["--port".into(), port.into()]);
+        self.queen = Process::daemon(Program::Queen, args).await;
+    }
+
+    /// The queen's URL.
+    pub fn url(&self) -> String {
+        self.queen.url()
+    }
+
+    /// A hive of this queen.
+    pub async fn hive(&self) -> Process {
+        Process::daemon(Program::Hive, ["--port", "0", "--queen-url", &self.url()]).await
+    }
+
+    /// A worker of this queen without any hive.
+    pub async fn worker(&self, model: &str) -> Process {
+        Process::daemon(Program::Worker, worker_args(model, &self.url())).await
+    }
+
+    /// What the queen says of its fleet.
+    pub async fn fleet(&self) -> FleetView {
+        let answer = http::get(format!("{}/v1/fleet", self.url())).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        serde_json::from_value(answer.body).expect("a fleet view")
+    }
+
+    /// Waits until the fleet is as `wanted` finds it.
+    pub async fn until<T>(&self, what: &str, wanted: impl Fn(&FleetView) -> Option<T>) -> T {
+        eventually(what, async || wanted(&self.fleet().await)).await
+    }
+
+    /// Waits until so many workers can be chosen for the model.
+    pub async fn until_ready(&self, model: &str, count: usize) {
+        self.until(&format!("{count} worker(s) of {model} are ready"), |fleet| {
+            let ready = fleet
+                .workers
+                .iter()
+                .filter(|w| w.model_id.as_str() == model && w.ready)
+                .count();
+            (ready == count).then_some(())
+        })
+        .await;
+    }
+
+    /// A short greedy chat.
+    pub async fn chat(&self, model: &str, text: &str) -> Answer {
+        http::post(self.chat_url(), &chat_body(model, text)).await
+    }
+
+    /// URL of chat completions.
+    pub fn chat_url(&self) -> String {
+        format!("{}/v1/chat/completions", self.url())
+    }
+
+    /// URL of text completions.
+    pub fn completions_url(&self) -> String {
+        format!("{}/v1/completions", self.url())
+    }
+
+    /// Asks a hive for a job and waits for its end; returns its last event.
+    pub async fn job(&self, hive: &Process, operation: &Value) -> Value {
+        let answer = http::post(format!("{}/v1/jobs", hive.url()), operation).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let stream = answer.body["stream_url"].as_str().expect("a stream URL").to_owned();
+        let response = http::client()
+            .get(format!("{}{stream}", hive.url()))
+            .send()
+            .await
+            .expect("a stream");
+        use futures_util::StreamExt;
+        let lines: Vec<String> = http::data_lines(response).collect().await;
+        serde_json::from_str(lines.last().expect("events")).expect("a job event")
+    }
+}
+
+/// A worker's arguments.
+pub fn worker_args(model: &str, queen_url: &str) -> [String; 8] {
+    [
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        "--queen-url",
+        queen_url,
+    ]
+    .map(str::to_owned)
+}
+
+/// Body of a short greedy chat.
+pub fn chat_body(model: &str, text: &str) -> Value {
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 8,
+        "temperature": 0,
+    })
+}

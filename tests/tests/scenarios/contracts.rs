@@ -1,0 +1,89 @@
+//! Stored payloads go on parsing.
+
+use hive_contract::HiveHeartbeat;
+use rbee_tests::wire;
+use serde_json::Value;
+use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
+
+fn worker(name: &str) -> WorkerHeartbeat {
+    serde_json::from_value(wire::payload(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn hive(name: &str) -> HiveHeartbeat {
+    serde_json::from_value(wire::payload(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Whether all that `part` says stands in `whole`, too.
+fn contains(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => part
+            .iter()
+            .all(|(key, part)| whole.get(key).map_or(part.is_null(), |whole| contains(whole, part))),
+        (Value::Array(whole), Value::Array(part)) => {
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| contains(whole, part))
+        }
+        (Value::Number(whole), Value::Number(part)) => {
+            let (whole, part) = (whole.as_f64().unwrap(), part.as_f64().unwrap());
+            (whole - part).abs() <= 1e-6 * part.abs()
+        }
+        _ => whole == part,
+    }
+}
+
+#[test]
+fn the_minimal_worker_heartbeat_gets_the_documented_defaults() {
+    let beat = worker("worker_minimal");
+    assert_eq!(beat.worker.status, WorkerStatus::Ready);
+    assert_eq!(
+        (
+            beat.worker.slots,
+            beat.worker.context_length,
+            beat.worker.incarnation,
+            beat.seq
+        ),
+        (1, 0, 0, 0)
+    );
+    assert_eq!(
+        (beat.worker.host, beat.worker.hive_id, beat.worker.pid),
+        (None, None, None)
+    );
+    assert_eq!(beat.worker.endpoints, [Endpoint::ChatCompletions]);
+    assert_eq!(beat.load, worker_contract::WorkerLoad::default());
+}
+
+#[test]
+fn the_minimal_hive_heartbeat_is_accepted() {
+    let beat = hive("hive_minimal");
+    assert_eq!(beat.hive.hostname, "192.168.1.20");
+    assert_eq!((beat.capabilities, beat.changes, beat.workers.len()), (None, None, 0));
+}
+
+#[test]
+fn unknown_fields_and_words_for_endpoints_are_ignored() {
+    let beat = worker("worker_unknown_fields");
+    assert_eq!(beat.worker.endpoints, [Endpoint::ChatCompletions, Endpoint::Unknown]);
+    assert_eq!(beat.load.running, 1);
+    assert_eq!(hive("hive_unknown_fields").monitor.devices[0].vram_used_mb, None);
+}
+
+#[test]
+fn full_payloads_survive_a_round_trip() {
+    let stored = wire::payload("worker_full");
+    let again = serde_json::to_value(worker("worker_full")).unwrap();
+    assert!(contains(&again, &stored), "{again:#}");
+    let stored = wire::payload("hive_full");
+    let again = serde_json::to_value(hive("hive_full")).unwrap();
+    assert!(contains(&again, &stored), "{again:#}");
+}
+
+#[test]
+fn each_malformed_payload_is_refused() {
+    for case in wire::malformed() {
+        let refused = match case.endpoint.as_str() {
+            "/v1/worker-heartbeat" => serde_json::from_value::<WorkerHeartbeat>(case.body).is_err(),
+            "/v1/hive-heartbeat" => serde_json::from_value::<HiveHeartbeat>(case.body).is_err(),
+            other => panic!("{}: no endpoint {other}", case.name),
+        };
+        assert!(refused, "{} was accepted", case.name);
+    }
+}

@@ -1,0 +1,135 @@
+//! A hive looks after its workers.
+
+use futures_util::StreamExt;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rbee_tests::process::is_alive;
+use rbee_tests::{Cluster, Process, Program, eventually, http, models};
+use serde_json::{Value, json};
+
+fn spawn() -> Value {
+    json!({"operation": "worker_spawn", "model": models::SMOLLM2})
+}
+
+/// Takes more than five seconds: the worker loads its model twice.
+#[tokio::test]
+async fn a_worker_killed_under_a_hive_is_replaced_and_the_next_request_is_answered() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let spawned = cluster.job(&hive, &spawn()).await;
+    assert_eq!(spawned["state"], "succeeded", "{spawned:#}");
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    let pid = spawned["result"]["pid"].as_i64().expect("a pid") as i32;
+    assert_eq!(cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
+
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let answer = cluster.chat(models::SMOLLM2, "Hello again").await;
+    assert_eq!(answer.status, 200, "the request right after the kill: {answer:?}");
+    let fleet = cluster.fleet().await;
+    assert_eq!(fleet.workers.len(), 1, "{fleet:#?}");
+    assert_ne!(fleet.workers[0].pid, Some(pid as u32));
+    assert!(!is_alive(pid));
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn a_hive_that_is_stopped_leaves_no_worker_behind() {
+    let cluster = Cluster::start().await;
+    let mut hive = cluster.hive().await;
+    let spawned = cluster.job(&hive, &spawn()).await;
+    let pid = spawned["result"]["pid"]
+        .as_i64()
+        .unwrap_or_else(|| panic!("{spawned:#}")) as i32;
+    assert!(is_alive(pid));
+    assert!(hive.stop().await.success());
+    assert!(!is_alive(pid), "its worker outlived the hive");
+    cluster
+        .until("all have said goodbye", |fleet| {
+            (fleet.hives.is_empty() && fleet.workers.is_empty()).then_some(())
+        })
+        .await;
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn a_worker_that_is_stopped_stays_stopped() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let spawned = cluster.job(&hive, &spawn()).await;
+    let id = spawned["result"]["worker_id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{spawned:#}"));
+    let stopped = cluster
+        .job(&hive, &json!({"operation": "worker_stop", "worker_id": id}))
+        .await;
+    assert_eq!(stopped["state"], "succeeded", "{stopped:#}");
+    cluster
+        .until("the worker is gone", |fleet| fleet.workers.is_empty().then_some(()))
+        .await;
+    let listed = cluster.job(&hive, &json!({"operation": "worker_list"})).await;
+    assert_eq!(listed["result"]["workers"], json!([]), "{listed:#}");
+}
+
+#[tokio::test]
+async fn a_late_reader_of_a_job_gets_it_from_the_start() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let accepted = http::post(format!("{}/v1/jobs", hive.url()), &json!({"operation": "model_list"})).await;
+    let job = format!("{}/v1/jobs/{}", hive.url(), accepted.body["job_id"].as_str().unwrap());
+    eventually("the job is done without any reader", async || {
+        (http::get(&job).await.body["state"] == "succeeded").then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        let response = http::client().get(format!("{job}/stream")).send().await.unwrap();
+        let events: Vec<String> = http::data_lines(response).collect().await;
+        let first: Value = serde_json::from_str(&events[0]).unwrap();
+        assert_eq!(first["seq"], 0);
+    }
+}
+
+#[tokio::test]
+async fn a_hive_asked_for_its_capabilities_beats_to_the_queen_that_asked() {
+    let cluster = Cluster::start().await;
+    let hive = Process::daemon(Program::Hive, ["--port", "0"]).await;
+    let asked = http::get(format!("{}/v1/capabilities?queen_url={}", hive.url(), cluster.url())).await;
+    assert_eq!(asked.status, 200, "{asked:?}");
+    assert_eq!(asked.body["devices"][0]["id"], "cpu", "{asked:?}");
+    let view = cluster
+        .until("the hive beats", |fleet| fleet.hives.first().cloned())
+        .await;
+    assert_eq!(view.base_url, hive.url());
+    let capabilities = view.capabilities.expect("a full beat");
+    assert!(!capabilities.devices.is_empty() && !capabilities.engines.is_empty());
+}
+
+#[tokio::test]
+async fn a_hive_tells_its_load_every_second() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let response = http::client()
+        .get(format!("{}/v1/heartbeats/stream", hive.url()))
+        .send()
+        .await
+        .unwrap();
+    let events: Vec<String> = http::data_lines(response).take(2).collect().await;
+    let event: Value = serde_json::from_str(&events[1]).unwrap();
+    assert!(event["monitor"]["ram_total_mb"].as_u64().unwrap() > 0, "{event:#}");
+}
+
+#[tokio::test]
+async fn daemons_may_start_in_any_order() {
+    let hive = Process::daemon(Program::Hive, ["--port", "0", "--queen-url", "http://127.0.0.1:9"]).await;
+    assert_eq!(http::get(format!("{}/health", hive.url())).await.status, 200);
+    // The queen's port is not known before it starts, so one is started, ended, and started again there.
+    let mut cluster = Cluster::start().await;
+    cluster.queen.kill().await;
+    let late = Process::daemon(Program::Hive, ["--port", "0", "--queen-url", &cluster.queen.url()]).await;
+    assert_eq!(http::get(format!("{}/health", late.url())).await.status, 200);
+    cluster.restart_queen().await;
+    cluster
+        .until("the hive that was first found its queen", |fleet| {
+            fleet.hives.first().cloned()
+        })
+        .await;
+}

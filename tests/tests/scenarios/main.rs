@@ -1,0 +1,12 @@
+//! What a user sees of the whole system, one sentence a test.
+
+mod answers;
+mod bad_input;
+mod command_line;
+mod contracts;
+mod fleet;
+mod hive;
+mod hosts;
+mod official_client;
+mod readme;
+mod security;
