@@ -77,6 +77,31 @@ pub async fn try_send(request: reqwest::RequestBuilder) -> Result<Answer, reqwes
     })
 }
 
+/// Sum of all series of a metric, from a daemon's `/metrics`.
+pub async fn metric(daemon_url: &str, name: &str) -> f64 {
+    let response = client()
+        .get(format!("{daemon_url}/metrics"))
+        .send()
+        .await
+        .expect("metrics");
+    let text = response.text().await.expect("text");
+    let series: Vec<&str> = text
+        .lines()
+        .filter(|line| line.split(['{', ' ']).next() == Some(name))
+        .collect();
+    assert!(!series.is_empty(), "no metric {name} in:\n{text}");
+    series
+        .iter()
+        .map(|line| {
+            line.rsplit(' ')
+                .next()
+                .unwrap_or_default()
+                .parse::<f64>()
+                .expect("a number")
+        })
+        .sum()
+}
+
 /// POST whose answer is a stream: its `data` lines as they come.
 pub async fn post_stream(url: impl AsRef<str>, body: &Value) -> impl Stream<Item = String> + Unpin {
     let response = client().post(url.as_ref()).json(body).send().await.expect("an answer");

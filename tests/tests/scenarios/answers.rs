@@ -217,22 +217,7 @@ async fn a_client_that_leaves_frees_its_slot() {
     let body = with(with(story(), "max_tokens", json!(1_500)), "stream", json!(true));
     let mut stream = http::post_stream(cluster.chat_url(), &body).await;
     stream.next().await.expect("a first chunk");
-    let running = async || {
-        let text = http::client()
-            .get(format!("{}/metrics", worker.url()))
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("rbee_worker_running"))
-            .expect("a gauge")
-            .to_owned();
-        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
-    };
+    let running = async || http::metric(&worker.url(), "rbee_worker_running").await;
     assert_eq!(running().await, 1.0);
     drop(stream);
     rbee_tests::eventually("the slot is free", async || (running().await == 0.0).then_some(())).await;

@@ -135,20 +135,8 @@ async fn two_workers_of_two_models_each_get_only_their_own_requests() {
         assert_eq!(answer.body["model"], model);
     }
     for worker in [&smollm2, &gemma3] {
-        let metrics = http::client()
-            .get(format!("{}/metrics", worker.url()))
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        let served: f64 = metrics
-            .lines()
-            .filter(|line| line.starts_with("rbee_worker_requests_total"))
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
-            .sum();
-        assert_eq!(served, 2.0, "{metrics}");
+        let served = http::metric(&worker.url(), "rbee_worker_requests_total").await;
+        assert_eq!(served, 2.0);
     }
 }
 
