@@ -2,10 +2,11 @@
 //! answers beside the same answers alone. Straight on the model, without an engine in between.
 //!
 //! llama.cpp rounds activations to 8 bits before each product, which moves the logits of these small models by a tenth
-//! of a nat and more, differently in every build of it; here they stay f32. So where two tokens are that close, the
-//! choices differ, and from there on the texts do: the table shows where, and by how much. What is asserted does not
-//! hang on such coin tosses: along the reference's own text, nearly every choice is the same, and wherever one is not,
-//! the reference's token was almost as likely. A wrong template, position, norm or weight fails that at once.
+//! of a nat and more, differently in every build of it: built for AVX2, it agrees with these texts for 24 tokens in 19
+//! of the 30 cases. Here activations stay f32. So where two tokens are that close, the choices differ, and from there
+//! on the texts do: the table shows where, and by how much. What is asserted does not hang on such coin tosses: along
+//! the reference's own text, nearly every choice is the same, and wherever one is not, the reference's token was almost
+//! as likely. A wrong template, position, norm or weight fails that at once.
 
 use std::path::Path;
 
@@ -159,26 +160,25 @@ fn behind(logits: &[f32], token: u32) -> f32 {
     logits[best(logits) as usize] - logits[token as usize]
 }
 
-/// For each token of the reference's answer, how far it lies behind the first choice at that point of its own text.
-fn along_the_reference(loaded: &mut LoadedModel, case: &Case) -> Vec<f32> {
+/// For each token of the reference's answer from the one at `agreed` on, how far it lies behind the first choice at that
+/// point of the reference's own text.
+fn along_the_reference(loaded: &mut LoadedModel, case: &Case, agreed: usize) -> Vec<f32> {
     let model = &mut loaded.model;
     let sequence = model
         .open(case.prompt_tokens.len() + case.greedy_tokens.len())
         .expect("room");
+    let (same, differing) = case.greedy_tokens.split_at(agreed);
+    let beginning = [&case.prompt_tokens, same].concat();
+    let mut next = beginning.as_slice();
     let mut logits = Vec::new();
     let mut gaps = Vec::new();
-    let mut next = case.prompt_tokens.as_slice();
-    for token in &case.greedy_tokens {
-        model
-            .step(
-                &[StepInput {
-                    sequence,
-                    tokens: next,
-                    wants_logits: true,
-                }],
-                &mut logits,
-            )
-            .expect("a step");
+    for token in differing {
+        let input = StepInput {
+            sequence,
+            tokens: next,
+            wants_logits: true,
+        };
+        model.step(&[input], &mut logits).expect("a step");
         gaps.push(behind(&logits, *token));
         next = std::slice::from_ref(token);
     }
@@ -186,7 +186,7 @@ fn along_the_reference(loaded: &mut LoadedModel, case: &Case) -> Vec<f32> {
     gaps
 }
 
-/// Each of the reference's cases alone, then in batches.
+/// Each of the reference's cases alone, then some together.
 fn check(path: &Path, reference: &str) {
     let mut loaded = open(path);
     let cases = read(reference);
@@ -207,7 +207,8 @@ fn check(path: &Path, reference: &str) {
             .last()
             .is_some_and(|&token| loaded.model.is_end(token));
         assert_eq!(ended, case.stop_reason == "eos", "{}", case.name());
-        gaps.extend(along_the_reference(&mut loaded, case));
+        gaps.extend(std::iter::repeat_n(0.0, agreed));
+        gaps.extend(along_the_reference(&mut loaded, case, agreed));
         alone.push(answer.tokens);
     }
     let same = gaps.iter().filter(|&&gap| gap == 0.0).count();
@@ -225,20 +226,20 @@ fn check(path: &Path, reference: &str) {
         "most choices are the reference's"
     );
     assert!(widest <= CLOSE, "where a choice differs, it was a close one");
-    for (cases, alone) in cases.chunks(BATCH).zip(alone.chunks(BATCH)) {
-        let prompts: Vec<_> = cases
-            .iter()
-            .map(|case| (&*case.prompt_tokens, case.greedy_tokens.len()))
-            .collect();
-        let together: Vec<_> = answer(&mut loaded, &prompts)
-            .into_iter()
-            .map(|answer| answer.tokens)
-            .collect();
-        assert_eq!(
-            together, alone,
-            "an answer does not depend on what is answered beside it"
-        );
-    }
+    let together = &cases[..BATCH];
+    let prompts: Vec<_> = together
+        .iter()
+        .map(|case| (&*case.prompt_tokens, case.greedy_tokens.len()))
+        .collect();
+    let together: Vec<_> = answer(&mut loaded, &prompts)
+        .into_iter()
+        .map(|answer| answer.tokens)
+        .collect();
+    assert_eq!(
+        together,
+        alone[..BATCH],
+        "an answer does not depend on what is answered beside it"
+    );
 }
 
 fn streamed(loaded: &LoadedModel, tokens: &[u32]) -> String {
