@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_models::DeviceSpec;
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
 use model_store::ModelRef;
@@ -65,7 +66,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<Secret>,
     /// Listen on an address that others can reach without a token
-    #[arg(long, env = "RBEE_INSECURE")]
+    #[arg(long, env = "RBEE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
     /// Queen to report to, for example http://10.0.0.1:7833; may be repeated
@@ -86,7 +87,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_WORKER_ID", value_name = "ID")]
     pub worker_id: Option<String>,
     /// Seconds that running requests may take once the worker is asked to end
-    #[arg(long, env = "RBEE_GRACE_S", default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, env = "RBEE_GRACE_S", default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=86_400))]
     pub grace_s: u64,
 }
 

@@ -1,6 +1,6 @@
 //! One answer: from a prompt's tokens to pieces of text.
 
-use batch_engine::{Event, Generation, Request, Sampling, SubmitError};
+use batch_engine::{EngineHandle, Event, Generation, Request, Sampling, SubmitError};
 use openai_api::{FinishReason, Usage};
 
 use crate::language::Decoder;
@@ -12,7 +12,7 @@ use crate::text::StopMatcher;
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) prompt: Vec<u32>,
-    /// `None`: what the context still holds.
+    /// `None`: what the context still holds, within the slot's share of the KV cache.
     pub(crate) max_tokens: Option<u32>,
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
@@ -50,6 +50,14 @@ pub(crate) enum Piece {
     Failed(String),
 }
 
+/// Tokens of an answer without a limit of its own: what the prompt leaves of a slot's share of the KV cache, and at least
+/// half of that share. The engine sets aside what a request may come to hold, so the whole context for each would leave
+/// slots empty on a model whose context is long.
+fn share_of_answer(engine: &EngineHandle, prompt_tokens: usize) -> usize {
+    let share = engine.load().kv_total_tokens / engine.max_sequences();
+    share.saturating_sub(prompt_tokens).max(share / 2).max(1)
+}
+
 /// An answer in the making. Dropping it cancels it: its slot is free within one token.
 pub(crate) struct Answer {
     prompt_tokens: u32,
@@ -73,9 +81,13 @@ impl Answer {
     pub(crate) fn begin(served: &Served, order: Order, mut ticket: Ticket) -> Result<Self, SubmitError> {
         let engine = &served.engine;
         let prompt_tokens = count(order.prompt.len());
+        let max_tokens = match order.max_tokens {
+            Some(max) => max as usize,
+            None => share_of_answer(engine, order.prompt.len()),
+        };
         let generation = engine.submit(Request {
             prompt: order.prompt,
-            max_tokens: order.max_tokens.map_or(engine.context_length(), |max| max as usize),
+            max_tokens,
             sampling: Sampling {
                 temperature: order.temperature,
                 top_p: order.top_p,

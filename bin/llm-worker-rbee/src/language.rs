@@ -90,8 +90,9 @@ impl Language for GgufLanguage {
         let messages: Result<Vec<_>, _> = messages.map(|message| serde_json::to_value(&message)).collect();
         let messages = messages.map_err(|error| EncodeError::Broken(error.to_string()))?;
         let rendered = template.render(&messages, true).map_err(|error| match error {
-            TemplateError::Refused(reason) => EncodeError::Refused(reason),
-            other => EncodeError::Broken(other.to_string()),
+            // What a template does not cope with is the conversation: it has served others.
+            TemplateError::Refused(reason) | TemplateError::Failed(reason) => EncodeError::Refused(reason),
+            TemplateError::Syntax(reason) => EncodeError::Broken(reason),
         })?;
         self.tokenizer
             .encode_chat(&rendered)

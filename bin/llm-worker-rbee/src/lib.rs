@@ -58,6 +58,11 @@ impl daemon::app::Daemon for Worker {
         config.address
     }
 
+    /// A hive ends its workers itself, and a signal to its group reaches them as well.
+    fn is_forced_by_second_signal(config: &Config) -> bool {
+        config.hive_id.is_none()
+    }
+
     async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), impl Display> {
         run(config, listener, shutdown).await
     }

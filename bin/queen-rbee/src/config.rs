@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
 use shared_contract::timing;
@@ -25,7 +26,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
     /// Listen on any address without a token or API key
-    #[arg(long, env = "RBEE_INSECURE")]
+    #[arg(long, env = "RBEE_INSECURE", value_parser = BoolishValueParser::new())]
     insecure: bool,
     /// Key that clients of the OpenAI API must present; may be given several times
     #[arg(
@@ -64,7 +65,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_ANSWER_TIMEOUT_MS", value_name = "MS", default_value_t = 600_000)]
     answer_timeout_ms: u64,
     /// How long running requests may take to finish after a signal to end
-    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=86_400))]
     grace_s: u64,
 }
 

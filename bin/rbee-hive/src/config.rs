@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
 use shared_contract::HiveId;
@@ -31,7 +32,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
     /// Listen on any address without a token
-    #[arg(long, env = "RBEE_INSECURE")]
+    #[arg(long, env = "RBEE_INSECURE", value_parser = BoolishValueParser::new())]
     insecure: bool,
     /// Queen to report to, for example http://192.168.1.10:7833; may be given several times
     #[arg(long, env = "RBEE_QUEEN_URL", value_delimiter = ',', value_name = "URL")]
@@ -57,7 +58,7 @@ pub struct Args {
     #[arg(long, env = "RBEE_ADVERTISE_HOST", value_name = "HOST")]
     advertise_host: Option<String>,
     /// How long workers may take to finish their requests when they are stopped
-    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=86_400))]
     grace_s: u64,
     /// How long a new worker may take until it is ready, the download of its model not counted
     #[arg(long, env = "RBEE_LOAD_TIMEOUT_S", value_name = "SECONDS", default_value_t = 600)]

@@ -252,9 +252,11 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
     let mut started = None;
     core.change_workers(|table| {
         let Some(kept) = kept else {
-            // Its end has been told, unless that event was missed.
-            let was_alive = table.remove(id).is_some_and(|worker| worker.pid.is_some());
-            return was_alive.then(|| removed(id, "ended")).into_iter().collect();
+            // That it has ended was told, unless that event was missed; that it will not come back was not.
+            let was_expected = table
+                .remove(id)
+                .is_some_and(|worker| worker.pid.is_some() || worker.state == ProcessState::Restarting);
+            return was_expected.then(|| removed(id, "ended")).into_iter().collect();
         };
         let Some(worker) = table.get_mut(id) else {
             return Vec::new();

@@ -8,6 +8,7 @@ use chrono::Utc;
 use daemon::Shutdown;
 use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
 use model_store::{ModelRef, ModelStore, StoreError, StoredModel};
+use queen_rbee::fleet::{HiveView, Liveness};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -64,11 +65,16 @@ pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -
     let client = Client::new(global)?;
     let fleet = client.fleet().await?;
     let worker = choose_worker(&fleet.workers, &args.worker)?;
-    let hive = fleet
-        .hives
-        .iter()
-        .find(|hive| Some(&hive.id) == worker.hive_id.as_ref());
-    let Some(hive) = hive else {
+    // A hive that was killed cannot be asked, and started again it does not know the workers that outlived it.
+    let looks_after = |hive: &HiveView| {
+        Some(&hive.id) == worker.hive_id.as_ref()
+            && hive.liveness == Liveness::Online
+            && hive
+                .workers
+                .iter()
+                .any(|process| process.worker_id.as_ref() == Some(&worker.id))
+    };
+    let Some(hive) = fleet.hives.iter().find(|hive| looks_after(hive)) else {
         // Nobody would start it again, so it is enough to tell the worker itself.
         client.worker_at(worker)?.tell(Method::POST, "/v1/drain").await?;
         if global.json {

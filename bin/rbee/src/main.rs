@@ -41,7 +41,9 @@ fn main() -> ExitCode {
             _ => daemon::app::main::<llm_worker_rbee::Worker>(program, rest),
         };
     }
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command()
+        .try_get_matches()
+        .unwrap_or_else(|error| daemon::config::without_secret(error, &Cli::command()).exit());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(message) = check(&cli, &matches) {
         Cli::command()
@@ -123,7 +125,7 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         command,
         Command::Up(_) | Command::Run(_) | Command::Pull(_) | Command::Spawn(_) | Command::Stop(_)
     ) {
-        shutdown.listen()?;
+        shutdown.listen(true)?;
     }
     match command {
         Command::Up(args) => up::up(global, args, &shutdown).await,

@@ -33,6 +33,12 @@ pub trait Daemon {
     /// Where to listen.
     fn address(config: &Self::Config) -> SocketAddr;
 
+    /// Whether a second signal ends the process at once. Not where a parent sees to that: a signal to the whole group and
+    /// then the parent's own are not an impatient user.
+    fn is_forced_by_second_signal(_config: &Self::Config) -> bool {
+        true
+    }
+
     /// Runs until `shutdown` asks to end; an error ends the process with status 1.
     fn run(
         config: Self::Config,
@@ -81,7 +87,11 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
 
 async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> ExitCode {
     let shutdown = Shutdown::new();
-    let listener = match prepare(D::address(&config), announcement, &shutdown).await {
+    if let Err(error) = shutdown.listen(D::is_forced_by_second_signal(&config)) {
+        tracing::error!("failed to listen for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let listener = match prepare(D::address(&config), announcement).await {
         Ok(listener) => listener,
         Err(message) => {
             tracing::error!("failed to {message}");
@@ -106,10 +116,7 @@ async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> Exit
     }
 }
 
-async fn prepare(address: SocketAddr, announcement: Option<&Path>, shutdown: &Shutdown) -> Result<TcpListener, String> {
-    shutdown
-        .listen()
-        .map_err(|error| format!("listen for signals: {error}"))?;
+async fn prepare(address: SocketAddr, announcement: Option<&Path>) -> Result<TcpListener, String> {
     let listener = serve::bind(address).await?;
     let address = listener
         .local_addr()

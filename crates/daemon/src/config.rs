@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Parser};
 
 use crate::logs::LogFormat;
@@ -84,11 +85,34 @@ pub fn load<A: Parser>(program: &str, args: impl IntoIterator<Item = OsString>) 
         Some(path) => with_file(command, path)?,
         None => command,
     };
-    let matches = command.clone().try_get_matches_from(&args)?;
+    let matches = command
+        .clone()
+        .try_get_matches_from(&args)
+        .map_err(|error| without_secret(error, &command))?;
     if matches.try_get_one::<bool>("print_config").ok().flatten() == Some(&true) {
         return Ok(Loaded::Print(print(&command, &matches)));
     }
     Ok(Loaded::Run(A::from_arg_matches(&matches)?))
+}
+
+/// Takes the value out of an error about a secret, which is a setting whose variable is hidden in the help.
+pub fn without_secret(error: clap::Error, command: &Command) -> clap::Error {
+    let Some(ContextValue::String(setting)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = setting
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches('-');
+    let is_secret = |arg: &Arg| arg.is_hide_env_values_set() && arg.get_long() == Some(flag);
+    if !command.get_arguments().any(is_secret) {
+        return error;
+    }
+    let reason = std::error::Error::source(&error).map_or_else(String::new, |reason| format!(": {reason}"));
+    command
+        .clone()
+        .error(error.kind(), format!("invalid value for --{flag}{reason}"))
 }
 
 /// Makes the file's values the defaults of their flags.
@@ -243,6 +267,22 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("many") && error.contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_that_is_refused_is_not_shown() {
+        #[derive(Debug, Parser)]
+        struct Guarded {
+            #[arg(long, env = "RBEE_TEST_NEVER_SET", hide_env_values = true)]
+            token: Option<crate::Secret>,
+        }
+        let error = load::<Guarded>("guarded", ["--token", "two words"].map(OsString::from))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("--token") && error.contains("printable"), "{error}");
+        assert!(!error.contains("two words"), "{error}");
+        let shown = Guarded::try_parse_from(["guarded", "--token", "long-enough-token"]).unwrap();
+        assert_eq!(shown.token.unwrap().expose(), "long-enough-token");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Extractors whose rejections are the house's errors and name the field that is wrong.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -10,6 +12,9 @@ use serde::de::DeserializeOwned;
 use shared_contract::ErrorKind;
 
 use crate::ApiError;
+
+/// Limit for a body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A JSON body; as an answer, plain JSON.
 #[derive(Debug, Clone)]
@@ -43,14 +48,14 @@ pub async fn json_body<S: Send + Sync>(request: Request, state: &S) -> Result<By
         let message = "the body must be JSON, with the header `content-type: application/json`";
         return Err(ApiError::new(ErrorKind::InvalidRequest, message));
     }
-    Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                ApiError::new(ErrorKind::TooLarge, "the body is larger than this endpoint takes")
-            }
-            _ => ApiError::new(ErrorKind::InvalidRequest, "the body broke off before its end"),
-        })
+    let body = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await;
+    let body = body.map_err(|_| ApiError::new(ErrorKind::InvalidRequest, "the body took too long to arrive"))?;
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            ApiError::new(ErrorKind::TooLarge, "the body is larger than this endpoint takes")
+        }
+        _ => ApiError::new(ErrorKind::InvalidRequest, "the body broke off before its end"),
+    })
 }
 
 /// Parses JSON; an error names the path of the offending field.

@@ -49,8 +49,8 @@ impl Shutdown {
         self.force.is_cancelled()
     }
 
-    /// Requests on the first SIGINT, SIGTERM or SIGHUP and forces on the second.
-    pub fn listen(&self) -> io::Result<()> {
+    /// Requests on the first SIGINT, SIGTERM or SIGHUP; on a further one forces, if it may.
+    pub fn listen(&self, may_force: bool) -> io::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -62,11 +62,11 @@ impl Shutdown {
                     _ = terminate.recv() => "SIGTERM",
                     _ = hangup.recv() => "SIGHUP",
                 };
-                if shutdown.is_requested() {
+                if shutdown.is_requested() && may_force {
                     tracing::warn!(signal = name, "second signal, ending at once");
                     shutdown.force();
                 } else {
-                    tracing::info!(signal = name, "shutting down; a second signal ends at once");
+                    tracing::info!(signal = name, "shutting down");
                     shutdown.request();
                 }
             }

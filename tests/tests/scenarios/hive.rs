@@ -1,8 +1,9 @@
 //! A hive looks after its workers.
 
 use futures_util::StreamExt;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use queen_rbee::fleet::Liveness;
 use rbee_tests::process::is_alive;
 use rbee_tests::{Cluster, Process, Program, eventually, http, models};
 use serde_json::{Value, json};
@@ -47,6 +48,55 @@ async fn a_hive_that_is_stopped_leaves_no_worker_behind() {
         .until("all have said goodbye", |fleet| {
             (fleet.hives.is_empty() && fleet.workers.is_empty()).then_some(())
         })
+        .await;
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn a_ctrl_c_in_the_terminal_of_a_hive_lets_running_answers_finish() {
+    let cluster = Cluster::start().await;
+    let mut hive = cluster.hive().await;
+    cluster.job(&hive, &spawn()).await;
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    let mut body = rbee_tests::cluster::chat_body(models::SMOLLM2, "Tell me a story.");
+    body["stream"] = json!(true);
+    body["max_tokens"] = json!(100);
+    let mut stream = http::post_stream(cluster.chat_url(), &body).await;
+    stream.next().await.expect("a first chunk");
+
+    // A terminal signals the whole group: the worker hears it from there, and then from its hive.
+    killpg(Pid::from_raw(hive.pid()), Signal::SIGINT).unwrap();
+    let rest: Vec<String> = stream.collect().await;
+    assert_eq!(rest.last().map(String::as_str), Some("[DONE]"));
+    assert!(hive.ended().await.success());
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn a_worker_that_outlived_its_hive_can_be_stopped() {
+    let cluster = Cluster::start().await;
+    let mut hive = cluster.hive().await;
+    let spawned = cluster.job(&hive, &spawn()).await;
+    let id = spawned["result"]["worker_id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{spawned:#}"));
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    hive.kill().await;
+    cluster
+        .until("the hive is lost", |fleet| {
+            (fleet.hives.first()?.liveness == Liveness::Lost).then_some(())
+        })
+        .await;
+    assert_eq!(
+        cluster.chat(models::SMOLLM2, "Hello").await.status,
+        200,
+        "the worker goes on"
+    );
+    let mut stop = Program::Rbee.command();
+    stop.args(["--queen-url", &cluster.url(), "stop", id]);
+    assert!(Process::spawn(stop).ended().await.success());
+    cluster
+        .until("the worker is gone", |fleet| fleet.workers.is_empty().then_some(()))
         .await;
 }
 

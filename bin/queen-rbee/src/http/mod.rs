@@ -17,7 +17,7 @@ use daemon::{Guard, auth};
 use crate::State;
 
 /// Largest body of a request to a model.
-const MAX_REQUEST_BYTES: usize = 16 << 20;
+const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// Largest heartbeat.
 const MAX_HEARTBEAT_BYTES: usize = 1 << 20;
 

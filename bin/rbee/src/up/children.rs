@@ -105,11 +105,12 @@ impl Children {
     /// Asks all to end, the last started first, so that a hive can still say goodbye to its queen; a hive ends its workers
     /// itself. If a daemon has ended already, whoever is left is asked directly. Returns when nobody is left.
     pub(crate) async fn end(&mut self) {
-        if self.members.iter().any(|member| pid_of(&member.child).is_none()) {
+        let is_broken = self.members.iter().any(|member| pid_of(&member.child).is_none());
+        if is_broken {
             self.signal_group(Signal::SIGTERM);
         }
         for member in self.members.iter_mut().rev() {
-            if let Some(pid) = pid_of(&member.child) {
+            if let Some(pid) = pid_of(&member.child).filter(|_| !is_broken) {
                 // It may have ended just now, which is what was wanted.
                 let _ = kill(pid, Signal::SIGTERM);
             }
