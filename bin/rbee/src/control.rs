@@ -7,7 +7,7 @@ use anyhow::bail;
 use chrono::Utc;
 use daemon::Shutdown;
 use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
-use model_store::{ModelRef, ModelStore, StoreError, StoredModel};
+use model_store::{Catalogue, ModelRef, ModelStore, StoreError, StoredModel};
 use queen_rbee::fleet::{HiveView, Liveness};
 use reqwest::Method;
 use serde_json::Value;
@@ -23,6 +23,10 @@ use crate::{INTERRUPTED, Usage, render};
 
 /// `rbee pull`.
 pub(crate) async fn pull(global: &Global, args: PullArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    // Whoever fetches a model accepts its terms, and so should see where they stand.
+    if let Some(entry) = Catalogue::built_in().get(&args.model) {
+        render::note(&entry.licence_note());
+    }
     if args.local {
         return pull_local(global, &args.model, shutdown).await;
     }

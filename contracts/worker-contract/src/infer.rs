@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct InferRequest {
     /// Text that is continued as it stands; no chat template is applied.
     pub prompt: String,
-    /// Most tokens to generate; left out: what the context still holds.
+    /// Most tokens to generate; left out: what the context still holds, within a slot's share of the
+    /// KV cache.
     #[serde(default)]
     pub max_tokens: Option<u32>,
     /// 0 is greedy; at most 2.

@@ -30,9 +30,3 @@ impl<T: HeartbeatItem> Drop for Lease<T> {
         self.member.leases.fetch_sub(1, Ordering::Relaxed);
     }
 }
-
-/// Load of a member: what it reports, and never less than what is outstanding here. So a report from before a claim cannot
-/// erase the claim, and a claim that the report already counts is not counted twice.
-pub fn effective_load(reported: u32, outstanding: u32) -> u32 {
-    reported.max(outstanding)
-}

@@ -23,7 +23,7 @@ mod tests;
 
 pub use address::Address;
 pub use event::{EventKind, LeaveReason, RegistryEvent};
-pub use lease::{Lease, effective_load};
+pub use lease::Lease;
 pub use liveness::{Liveness, Suspicion, liveness};
 pub use member::{Member, MemberView, Report};
 pub use model_index::Members;

@@ -56,13 +56,6 @@ pub enum StreamMode {
     },
 }
 
-impl StreamMode {
-    /// Whether the answer is a stream.
-    pub fn is_on(self) -> bool {
-        matches!(self, Self::On { .. })
-    }
-}
-
 impl Generation {
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, InvalidRequest> {
         let generation = Self {
