@@ -119,9 +119,16 @@ impl Line {
         let mut guard = self.lock();
         let state = &mut *guard;
         let mut from = 0;
+        // The first in the line may ask a suspect if there is nobody else, as a request would that need not wait: otherwise
+        // they would all wait for a worker that is well.
+        let mut suspects = Suspects::LastResort;
         while let Some((&place, waiter)) = state.waiting.range(from..).next() {
             state.choices += 1;
-            match self.claim(&waiter.tried, Suspects::Avoid, state.choices) {
+            match self.claim(
+                &waiter.tried,
+                std::mem::replace(&mut suspects, Suspects::Avoid),
+                state.choices,
+            ) {
                 Ok(lease) => {
                     if let Some(waiter) = state.waiting.remove(&place)
                         && let Err(ticket) = waiter.grant.send(self.ticket(lease))
@@ -361,6 +368,29 @@ mod tests {
         let state = line.lock();
         assert!(state.waiting.is_empty());
         assert_eq!(line.metrics.waiting.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_first_in_the_line_is_given_a_suspect_if_there_is_nobody_else() {
+        let line = line();
+        let mut held: Vec<_> = (0..SLOTS)
+            .map(|_| line.enter(&mut None, &Tried::default(), |_| true))
+            .collect();
+        let [Entry::Waiting(first), Entry::Waiting(second)] =
+            [(); 2].map(|()| line.enter(&mut None, &Tried::default(), |_| true))
+        else {
+            panic!("all slots are taken")
+        };
+        let Some(Entry::Claimed(ticket)) = held.pop() else {
+            panic!("there were free slots")
+        };
+        ticket.blame(&Failure::Broke("on purpose".into()));
+        drop(ticket);
+        let probe = first.granted().await;
+        assert!(probe.worker().report().suspicion.is_some());
+        // Only one asks; the others wait for what comes of it.
+        let others = tokio::time::timeout(Duration::from_millis(1), second.granted());
+        assert!(others.await.is_err());
     }
 
     #[tokio::test]
