@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use shared_contract::{ModelId, WorkerId};
+use shared_contract::{HiveId, ModelId, WorkerId};
 
 /// Everything a placement needs to know of a host.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -16,6 +16,17 @@ pub struct Capabilities {
     pub models: Vec<ModelEntry>,
     /// Worker programs that it can start.
     pub engines: Vec<EngineInfo>,
+}
+
+/// Answer to `GET /v1/capabilities`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CapabilitiesReply {
+    /// Who answers; from a hive that does not say so, `None`.
+    #[serde(default)]
+    pub hive_id: Option<HiveId>,
+    /// What its host can do.
+    #[serde(flatten)]
+    pub capabilities: Capabilities,
 }
 
 /// What changed since the last beat that the queen acknowledged.
@@ -46,6 +57,9 @@ pub struct WorkerExit {
     pub worker_id: WorkerId,
     /// For example `stopped`, `exit code 1`, `killed by signal 9`.
     pub reason: String,
+    /// The process that ended: the worker may run again as another one by the time this is read.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// A device.

@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use shared_contract::{HealthStatus, HeartbeatItem, HeartbeatPayload, HiveId, ModelId, OperationalStatus, Stamp};
+use shared_contract::{
+    HealthStatus, HeartbeatItem, HeartbeatPayload, HiveId, ModelId, OperationalStatus, Stamp, WorkerId,
+};
 
-use crate::{Capabilities, CapabilityChanges, MonitorData, ProcessStats};
+use crate::{Capabilities, CapabilityChanges, MonitorData, ProcessState, ProcessStats};
 
 /// What a hive is. Everything but `health_reason` and `incarnation` is required on the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,4 +101,23 @@ impl HeartbeatItem for HiveHeartbeat {
             self.capabilities.clone_from(&previous.capabilities);
         }
     }
+    fn is_news_after(&self, previous: &Self) -> bool {
+        self.hive != previous.hive
+            || self.capabilities != previous.capabilities
+            || !self
+                .workers
+                .iter()
+                .map(outline)
+                .eq(previous.workers.iter().map(outline))
+    }
+}
+
+/// What of a worker process changes seldom.
+fn outline(process: &ProcessStats) -> (Option<&WorkerId>, u32, &str, ProcessState) {
+    (
+        process.worker_id.as_ref(),
+        process.pid,
+        &process.instance,
+        process.state,
+    )
 }

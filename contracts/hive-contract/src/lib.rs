@@ -9,7 +9,8 @@ mod job;
 mod telemetry;
 
 pub use capabilities::{
-    Capabilities, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry, ParseDeviceError, WorkerExit,
+    Capabilities, CapabilitiesReply, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry,
+    ParseDeviceError, WorkerExit,
 };
 pub use heartbeat::{HiveHeartbeat, HiveInfo};
 pub use job::{JobAccepted, JobEvent, JobProgress, JobState, JobStatus, Operation};

@@ -1,6 +1,6 @@
 //! Heartbeats as sender and receiver see them.
 
-use std::hash::Hash;
+use std::{fmt, hash::Hash};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -39,7 +39,7 @@ pub enum Delivery {
 /// A heartbeat from its receiver's side: one member of the fleet as it last described itself.
 pub trait HeartbeatItem: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Names a member of this kind.
-    type Id: Clone + Eq + Hash + Ord + std::fmt::Display + Serialize + Send + Sync + 'static;
+    type Id: Clone + Eq + Hash + Ord + fmt::Display + Serialize + Send + Sync + 'static;
 
     /// Word for this kind in events and metrics, for example `worker`.
     const KIND: &'static str;
@@ -64,6 +64,55 @@ pub trait HeartbeatItem: Clone + Serialize + DeserializeOwned + Send + Sync + 's
     fn wants_full(&self) -> bool;
     /// Takes over from the previous beat of the same incarnation what a brief beat leaves out.
     fn inherit(&mut self, previous: &Self);
+    /// Whether it says something, after merging, that whoever watches the fleet should see at once. Load and the like,
+    /// which differ in every beat, are no news.
+    fn is_news_after(&self, previous: &Self) -> bool;
+}
+
+/// Why a receiver took a heartbeat for no news of its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropReason {
+    /// The same beat had come already.
+    Duplicate,
+    /// A newer beat of the same incarnation came first.
+    Reordered,
+    /// A newer incarnation of the sender is known.
+    OlderIncarnation,
+    /// It was sent before its sender left.
+    Departed,
+    /// Another live sender has the same id.
+    Conflict,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DropReason {
+    /// Its word on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Duplicate => "duplicate",
+            Self::Reordered => "reordered",
+            Self::OlderIncarnation => "older_incarnation",
+            Self::Departed => "departed",
+            Self::Conflict => "conflict",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Duplicate => "the same heartbeat had come already",
+            Self::Reordered => "a newer heartbeat came first",
+            Self::OlderIncarnation => "a newer process with the same id has been heard of",
+            Self::Departed => "it was sent before its sender left",
+            Self::Conflict => "another live process has the same id",
+            Self::Unknown => "dropped for a reason that this version does not know",
+        })
+    }
 }
 
 /// The queen's answer to every accepted heartbeat.
@@ -85,6 +134,9 @@ pub struct HeartbeatAck {
     /// Which run of which queen answered.
     #[serde(default)]
     pub queen_id: Option<QueenId>,
+    /// Why the beat was dropped; left out if it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DropReason>,
 }
 
 fn default_interval_ms() -> u64 {

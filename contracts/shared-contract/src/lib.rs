@@ -10,6 +10,6 @@ mod status;
 pub mod timing;
 
 pub use error::{ErrorBody, ErrorKind, ErrorObject};
-pub use heartbeat::{Delivery, HeartbeatAck, HeartbeatItem, HeartbeatPayload, Stamp};
+pub use heartbeat::{Delivery, DropReason, HeartbeatAck, HeartbeatItem, HeartbeatPayload, Stamp};
 pub use id::{HiveId, IdError, ModelId, QueenId, WorkerId};
 pub use status::{HealthStatus, OperationalStatus};

@@ -79,4 +79,7 @@ impl HeartbeatItem for WorkerHeartbeat {
         false
     }
     fn inherit(&mut self, _previous: &Self) {}
+    fn is_news_after(&self, previous: &Self) -> bool {
+        self.worker != previous.worker
+    }
 }

@@ -1,12 +1,15 @@
 //! What a worker says of itself, and what can be said to a worker.
 //!
-//! Owns: [`WorkerInfo`], [`WorkerHeartbeat`], load figures, the `/v1/infer` request and its events.
+//! Owns: [`WorkerInfo`], [`WorkerHeartbeat`], load figures, the `/v1/infer` request and its events,
+//! the `/v1/queens` request.
 //! Must not know: how a worker is scheduled, started or reached.
 
 mod heartbeat;
 mod infer;
+mod queens;
 mod worker;
 
 pub use heartbeat::{WorkerHeartbeat, WorkerLoad};
 pub use infer::{FinishReason, InferEvent, InferRequest, InferUsage};
+pub use queens::{QueenList, QueenNotice};
 pub use worker::{Endpoint, StatusDetail, WorkerInfo, WorkerStatus};

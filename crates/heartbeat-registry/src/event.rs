@@ -35,8 +35,10 @@ impl<T: HeartbeatItem> Clone for RegistryEvent<T> {
 pub enum EventKind {
     /// Its first beat was recorded; the beat itself follows as an event of its own.
     Joined,
-    /// A beat was recorded.
+    /// A beat was recorded that says nothing new.
     Beat,
+    /// A beat was recorded that says something new, or comes from another address.
+    Updated,
     /// It came back under a new incarnation; the beat itself follows as an event of its own.
     Restarted,
     /// Its liveness changed.
@@ -45,6 +47,11 @@ pub enum EventKind {
         from: Liveness,
         /// To what.
         to: Liveness,
+    },
+    /// Another live sender with its id was noticed, or has fallen silent.
+    Contended {
+        /// Which of the two.
+        began: bool,
     },
     /// It is no member any more.
     Left {
@@ -61,6 +68,17 @@ pub enum LeaveReason {
     Goodbye,
     /// It was lost for longer than the retention.
     Lost,
-    /// It was removed by hand.
-    Removed,
+    /// Its process is known to have ended.
+    Ended,
+}
+
+impl LeaveReason {
+    /// Its word on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Goodbye => "goodbye",
+            Self::Lost => "lost",
+            Self::Ended => "ended",
+        }
+    }
 }

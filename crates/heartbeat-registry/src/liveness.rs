@@ -1,51 +1,80 @@
-//! The liveness rule.
+//! The liveness rule, and what it is decided by.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// Whether a member is there. Says nothing about whether it is ready.
+///
+/// ```text
+/// Online       --evidence, such as a refused connection--> Suspect
+/// Suspect      --beat, or an answer from it-->             Online
+/// Online, Suspect --call-back failed-->                    Unreachable
+/// Unreachable  --an answer from it-->                      Online
+/// any          --silent for its TTL-->                     Lost
+/// Lost         --beat-->                                   Online
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Liveness {
     /// It beats.
     Online,
-    /// It beat within the TTL, and there is fast evidence against it: choose others while there are others.
+    /// It beat within its TTL, and there is fast evidence against it: choose others while there are others.
     Suspect,
-    /// Silent for the TTL.
+    /// It beats, and cannot be reached where it says that it is.
+    Unreachable,
+    /// Silent for its TTL.
     Lost,
+}
+
+impl Liveness {
+    /// All of them, the best first.
+    pub const ALL: [Self; 4] = [Self::Online, Self::Suspect, Self::Unreachable, Self::Lost];
+
+    /// Its word on the wire and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Suspect => "suspect",
+            Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// The rule: silence for the TTL decides lost, a failed call-back unreachable, other evidence suspect; and only the
+    /// receiver's clock counts.
+    pub(crate) fn of(is_silent: bool, reach: &Reach, is_suspected: bool) -> Self {
+        match (is_silent, reach) {
+            (true, _) => Self::Lost,
+            (false, Reach::Unreachable(_)) => Self::Unreachable,
+            (false, _) if is_suspected => Self::Suspect,
+            (false, _) => Self::Online,
+        }
+    }
 }
 
 impl fmt::Display for Liveness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Online => "online",
-            Self::Suspect => "suspect",
-            Self::Lost => "lost",
-        })
+        f.write_str(self.as_str())
     }
 }
 
-/// Fast evidence against a member, such as a refused connection.
+/// What speaks against a member, such as a refused connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suspicion {
+pub struct Evidence {
     /// What was seen.
     pub reason: Arc<str>,
-    /// When.
+    /// When it was first seen.
     pub since: Instant,
 }
 
-/// The rule: silence for the TTL decides lost, evidence decides suspect, and only the receiver's clock counts.
-pub fn liveness(last_seen: Instant, suspected: bool, now: Instant, ttl: Duration) -> Liveness {
-    if now.saturating_duration_since(last_seen) >= ttl {
-        Liveness::Lost
-    } else if suspected {
-        Liveness::Suspect
-    } else {
-        Liveness::Online
-    }
+/// Whether a member can be reached at its address: that its beats arrive does not say so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Not tried since it came to this address, or since it was suspected: it should be called back.
+    Unknown,
+    /// It answered.
+    Reached,
+    /// It did not answer.
+    Unreachable(Evidence),
 }

@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use shared_contract::HeartbeatItem;
 
-use crate::{Address, Lease, Liveness, Suspicion, liveness};
+use crate::{Address, Contender, Evidence, Lease, Liveness, Pace, Reach, clock::Clock, rivalry::Rival};
 
 /// What a member said last, and what its receiver noted. Never changes: each beat makes a new one.
 #[derive(Debug)]
@@ -31,13 +31,25 @@ pub struct Report<T> {
     /// Since when it is online without a break; the start of the last such time if it is not online now.
     pub online_since: Instant,
     /// Evidence against it since the newest beat.
-    pub suspicion: Option<Suspicion>,
+    pub suspicion: Option<Evidence>,
+    /// Whether it can be reached at its address.
+    pub reach: Reach,
+    /// What the newest acknowledgement asked of it.
+    pub pace: Pace,
     /// How far the sender's wall clock was ahead of ours at the newest beat, travel time included; negative if behind.
     pub skew_ms: i64,
     /// Beats recorded since it joined.
     pub beats: u64,
+    /// Beats that should have come between those, and did not.
+    pub missed: u64,
     /// Leases held when the newest beat came: so much of the load that it tells of may be ours.
     pub outstanding: u32,
+    /// Listening time of the newest beat.
+    pub(crate) heard: Duration,
+    /// Listening time of the first beat of this incarnation from this address.
+    pub(crate) settled: Duration,
+    /// Who else has sent under its id, or did before it.
+    pub(crate) rival: Option<Arc<Rival>>,
     /// What subscribers were told last.
     pub(crate) announced: Liveness,
 }
@@ -53,17 +65,30 @@ impl<T> Clone for Report<T> {
             last_seen: self.last_seen,
             online_since: self.online_since,
             suspicion: self.suspicion.clone(),
+            reach: self.reach.clone(),
+            pace: self.pace,
             skew_ms: self.skew_ms,
             beats: self.beats,
+            missed: self.missed,
             outstanding: self.outstanding,
+            heard: self.heard,
+            settled: self.settled,
+            rival: self.rival.clone(),
             announced: self.announced,
         }
     }
 }
 
 impl<T> Report<T> {
-    pub(crate) fn liveness(&self, now: Instant, ttl: Duration) -> Liveness {
-        liveness(self.last_seen, self.suspicion.is_some(), now, ttl)
+    /// Time since the newest beat, at a listening time.
+    pub(crate) fn silence(&self, listened: Duration) -> Duration {
+        listened.saturating_sub(self.heard)
+    }
+
+    /// Liveness at a listening time.
+    pub(crate) fn liveness(&self, listened: Duration) -> Liveness {
+        let is_silent = self.silence(listened) >= self.pace.ttl;
+        Liveness::of(is_silent, &self.reach, self.suspicion.is_some())
     }
 }
 
@@ -74,7 +99,7 @@ pub struct Member<T: HeartbeatItem> {
     pub(crate) leases: AtomicU32,
     /// Taken by writers only. True once the member has left: whoever still holds it must look again.
     pub(crate) gone: Mutex<bool>,
-    ttl: Duration,
+    clock: Arc<Clock>,
 }
 
 impl<T: HeartbeatItem> fmt::Debug for Member<T> {
@@ -84,13 +109,13 @@ impl<T: HeartbeatItem> fmt::Debug for Member<T> {
 }
 
 impl<T: HeartbeatItem> Member<T> {
-    pub(crate) fn new(report: Report<T>, ttl: Duration) -> Self {
+    pub(crate) fn new(report: Report<T>, clock: Arc<Clock>) -> Self {
         Self {
             id: Arc::new(report.item.id().clone()),
             report: ArcSwap::from_pointee(report),
             leases: AtomicU32::new(0),
             gone: Mutex::new(false),
-            ttl,
+            clock,
         }
     }
 
@@ -106,7 +131,7 @@ impl<T: HeartbeatItem> Member<T> {
 
     /// Whether it is there, at `now`.
     pub fn liveness(&self, now: Instant) -> Liveness {
-        self.report.load().liveness(now, self.ttl)
+        self.report.load().liveness(self.clock.at(now))
     }
 
     /// Whether it beats and nothing speaks against it.
@@ -117,7 +142,7 @@ impl<T: HeartbeatItem> Member<T> {
     /// Whether it is online and says that it takes work.
     pub fn is_available(&self, now: Instant) -> bool {
         let report = self.report.load();
-        report.liveness(now, self.ttl) == Liveness::Online && report.item.is_available()
+        report.liveness(self.clock.at(now)) == Liveness::Online && report.item.is_available()
     }
 
     /// Leases held now.
@@ -132,11 +157,21 @@ impl<T: HeartbeatItem> Member<T> {
 
     /// Everything about it at `now`, consistent in itself.
     pub fn view(self: &Arc<Self>, now: Instant) -> MemberView<T> {
-        let report = self.report();
-        let liveness = report.liveness(now, self.ttl);
-        let since = match (liveness, &report.suspicion) {
-            (Liveness::Lost, _) => report.last_seen + self.ttl,
-            (Liveness::Suspect, Some(suspicion)) => suspicion.since,
+        self.view_of(self.report(), now)
+    }
+
+    /// The same with one of its earlier reports, as an event carries it: what was known at the time, judged at `now`.
+    pub fn view_of(self: &Arc<Self>, report: Arc<Report<T>>, now: Instant) -> MemberView<T> {
+        let listened = self.clock.at(now);
+        let silence = report.silence(listened);
+        let liveness = report.liveness(listened);
+        let since = match (liveness, &report.reach, &report.suspicion) {
+            (Liveness::Lost, _, _) => now
+                .checked_sub(silence.saturating_sub(report.pace.ttl))
+                .unwrap_or(report.last_seen),
+            (Liveness::Unreachable, Reach::Unreachable(evidence), _) | (Liveness::Suspect, _, Some(evidence)) => {
+                evidence.since
+            }
             _ => report.online_since,
         };
         MemberView {
@@ -144,6 +179,8 @@ impl<T: HeartbeatItem> Member<T> {
             liveness,
             since,
             outstanding: self.outstanding(),
+            missed: report.missed + report.pace.missed(silence),
+            contender: report.contender(listened).cloned(),
             report,
         }
     }
@@ -162,6 +199,10 @@ pub struct MemberView<T: HeartbeatItem> {
     pub since: Instant,
     /// Leases held.
     pub outstanding: u32,
+    /// Beats that should have come since it joined, and did not.
+    pub missed: u64,
+    /// Another live sender with its id.
+    pub contender: Option<Contender>,
 }
 
 // Derived, it would demand the same of `T`.
@@ -173,6 +214,8 @@ impl<T: HeartbeatItem> Clone for MemberView<T> {
             liveness: self.liveness,
             since: self.since,
             outstanding: self.outstanding,
+            missed: self.missed,
+            contender: self.contender.clone(),
         }
     }
 }
@@ -193,7 +236,7 @@ impl<T: HeartbeatItem> MemberView<T> {
         &self.report.address
     }
 
-    /// Age of the newest beat.
+    /// Time since the newest beat.
     pub fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.report.last_seen)
     }

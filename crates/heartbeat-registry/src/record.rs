@@ -1,4 +1,14 @@
-//! What becomes of a beat.
+//! A beat on its way into the registry, and what becomes of it.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use shared_contract::DropReason;
+
+use crate::Pace;
 
 /// Incarnation and sequence number of a beat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,10 +29,33 @@ impl Order {
         self.incarnation != 0
     }
 
-    /// Whether a beat is a duplicate or was overtaken. A sender that stamps its beats is never judged by one that does not.
-    pub(crate) fn is_stale_after(self, last: Self) -> bool {
-        self.is_known() && (self.incarnation, self.seq) <= (last.incarnation, last.seq)
+    /// Why the beat is no news after this last one; `None` if it is. A sender that stamps its beats is never judged by one
+    /// that does not.
+    pub(crate) fn stale_after(self, last: Self) -> Option<DropReason> {
+        if !self.is_known() || (self.incarnation, self.seq) > (last.incarnation, last.seq) {
+            return None;
+        }
+        Some(if self.incarnation < last.incarnation {
+            DropReason::OlderIncarnation
+        } else if self.seq == last.seq {
+            DropReason::Duplicate
+        } else {
+            DropReason::Reordered
+        })
     }
+}
+
+/// The circumstances of a beat's arrival.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt {
+    /// Where it came from.
+    pub peer: IpAddr,
+    /// When, by the receiver's monotonic clock.
+    pub at: Instant,
+    /// The same by the receiver's wall clock; only the skew gauge depends on it.
+    pub wall: DateTime<Utc>,
+    /// What the acknowledgement asks of the sender, and so the TTL that it is given.
+    pub pace: Pace,
 }
 
 /// What became of a beat.
@@ -36,8 +69,8 @@ pub enum Outcome {
     Restarted,
     /// The sender's goodbye: it is no member any more.
     Goodbye,
-    /// Dropped: a duplicate, overtaken by a newer beat, or from an older incarnation.
-    Stale,
+    /// No news of its sender.
+    Dropped(DropReason),
 }
 
 /// The registry's answer to a beat.
@@ -47,6 +80,13 @@ pub struct Recorded {
     pub outcome: Outcome,
     /// Whether to ask the sender for everything.
     pub want_full: bool,
+    /// Time since the member's previous beat, pauses of the receiver not counted; `None` for the first and for one that was
+    /// dropped.
+    pub gap: Option<Duration>,
+    /// Beats that should have come in that time, and did not.
+    pub missed: u64,
+    /// How far the sender's wall clock is ahead of the receiver's; negative if behind.
+    pub skew_ms: i64,
 }
 
 #[cfg(test)]
@@ -55,14 +95,14 @@ mod tests {
 
     #[test]
     fn beats_are_ordered_by_incarnation_then_sequence_and_unstamped_ones_are_always_taken() {
-        let stale = |next: (u64, u64), last: (u64, u64)| Order::from(next).is_stale_after(last.into());
-        assert!(stale((5, 3), (5, 3)), "a duplicate");
-        assert!(stale((5, 2), (5, 3)), "overtaken");
-        assert!(stale((4, 9), (5, 3)), "an older incarnation");
-        assert!(!stale((5, 4), (5, 3)));
-        assert!(!stale((6, 1), (5, 3)));
-        assert!(!stale((0, 0), (5, 3)), "a sender without order");
-        assert!(!stale((0, 1), (0, 7)), "a restart of a sender without incarnation");
-        assert!(!stale((5, 1), (0, 9)));
+        let stale = |next: (u64, u64), last: (u64, u64)| Order::from(next).stale_after(last.into());
+        assert_eq!(stale((5, 3), (5, 3)), Some(DropReason::Duplicate));
+        assert_eq!(stale((5, 2), (5, 3)), Some(DropReason::Reordered));
+        assert_eq!(stale((4, 9), (5, 3)), Some(DropReason::OlderIncarnation));
+        assert_eq!(stale((5, 4), (5, 3)), None);
+        assert_eq!(stale((6, 1), (5, 3)), None);
+        assert_eq!(stale((0, 0), (5, 3)), None, "a sender without order");
+        assert_eq!(stale((0, 1), (0, 7)), None, "a restart of a sender without incarnation");
+        assert_eq!(stale((5, 1), (0, 9)), None);
     }
 }

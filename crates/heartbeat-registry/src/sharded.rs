@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, Hash, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -12,6 +15,8 @@ type Map<K, V> = HashMap<Arc<K>, V>;
 
 pub(crate) struct ShardedMap<K, V> {
     shards: Box<[Shard<K, V>]>,
+    /// Entries in all shards.
+    len: AtomicUsize,
     hasher: RandomState,
 }
 
@@ -28,6 +33,7 @@ impl<K: Eq + Hash, V: Clone> ShardedMap<K, V> {
         };
         Self {
             shards: (0..shards.max(1)).map(shard).collect(),
+            len: AtomicUsize::new(0),
             hasher: RandomState::new(),
         }
     }
@@ -54,6 +60,7 @@ impl<K: Eq + Hash, V: Clone> ShardedMap<K, V> {
         let mut copy = Map::clone(&map);
         copy.insert(key, value.clone());
         shard.map.store(Arc::new(copy));
+        self.len.fetch_add(1, Ordering::Relaxed);
         (value, true)
     }
 
@@ -66,12 +73,13 @@ impl<K: Eq + Hash, V: Clone> ShardedMap<K, V> {
             let mut copy = Map::clone(&map);
             copy.remove(key);
             shard.map.store(Arc::new(copy));
+            self.len.fetch_sub(1, Ordering::Relaxed);
             done();
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.map.load().len()).sum()
+        self.len.load(Ordering::Relaxed)
     }
 
     /// Calls `visit` with each entry of each shard; shards are taken one after the other.

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::probe::{Fixture, Probe, RETENTION, SECOND, TTL, goodbye, id, model, peer, probe, skewed, wall};
-use crate::{Error, Liveness, Outcome, Registry, RegistryOptions};
+use shared_contract::DropReason::{Departed, Duplicate, OlderIncarnation, Reordered};
+
+use super::probe::{
+    Fixture, Probe, RETENTION, SECOND, TOMBSTONES, TTL, goodbye, id, model, peer, probe, receipt, skewed,
+};
+use crate::{Error, LeaveReason, Liveness, Outcome, Pace, Registry, RegistryOptions};
 
 #[test]
 fn a_member_is_online_until_it_was_silent_for_the_ttl_and_nobody_needs_to_sweep() {
@@ -79,17 +83,20 @@ fn a_beat_overtaken_by_its_goodbye_does_not_bring_the_member_back_but_a_new_star
     let mut f = Fixture::new();
     f.record(probe("a", 5, 1));
     f.record(goodbye("a", 5, 3));
-    assert_eq!(f.outcome(probe("a", 5, 2)), Outcome::Stale);
-    assert_eq!(f.outcome(probe("a", 4, 9)), Outcome::Stale);
+    assert_eq!(f.outcome(probe("a", 5, 2)), Outcome::Dropped(Departed));
+    assert_eq!(f.outcome(probe("a", 4, 9)), Outcome::Dropped(OlderIncarnation));
     assert_eq!(f.registry.count_total(), 0);
     assert_eq!(f.outcome(probe("a", 6, 1)), Outcome::New);
     f.record(goodbye("a", 6, 2));
-    f.pass(RETENTION);
-    f.registry.cleanup_stale(f.now);
+    f.pass(TOMBSTONES - SECOND);
+    f.registry.cleanup_stale(f.now, false);
+    assert_eq!(f.outcome(probe("a", 6, 1)), Outcome::Dropped(Departed));
+    f.pass(SECOND);
+    f.registry.cleanup_stale(f.now, false);
     assert_eq!(
         f.outcome(probe("a", 6, 1)),
         Outcome::New,
-        "a goodbye is forgotten after the retention"
+        "a goodbye is forgotten after a day"
     );
 }
 
@@ -98,16 +105,12 @@ fn duplicates_overtaken_beats_and_older_incarnations_are_dropped() {
     let mut f = Fixture::new();
     f.record(probe("a", 5, 7));
     f.pass(30 * SECOND);
-    for (incarnation, seq) in [(5, 7), (5, 6), (4, 99)] {
-        let stale = Probe {
-            port: 1,
-            ..probe("a", incarnation, seq)
-        };
-        assert_eq!(f.outcome(stale), Outcome::Stale);
+    for (incarnation, seq, reason) in [(5, 7, Duplicate), (5, 6, Reordered), (4, 99, OlderIncarnation)] {
+        assert_eq!(f.outcome(probe("a", incarnation, seq)), Outcome::Dropped(reason));
     }
     assert_eq!(
         f.outcome(goodbye("a", 4, 100)),
-        Outcome::Stale,
+        Outcome::Dropped(OlderIncarnation),
         "the former self's goodbye"
     );
     let report = f.registry.get(&id("a")).unwrap().report();
@@ -177,9 +180,7 @@ fn the_address_is_the_named_host_or_else_the_peer_and_follows_each_beat() {
         ..probe("a", 1, 2)
     });
     assert_eq!(url(), "http://10.0.0.7:9302");
-    f.registry
-        .record(probe("a", 1, 3), "fd00::1".parse().unwrap(), f.now, wall())
-        .unwrap();
+    f.record_from("fd00::1".parse().unwrap(), probe("a", 1, 3));
     assert_eq!(url(), "http://[fd00::1]:9301");
     f.record(Probe {
         host: Some("gpu-box".to_owned()),
@@ -195,7 +196,7 @@ fn a_host_that_is_none_is_refused_and_changes_nothing() {
         host: Some("evil/path".to_owned()),
         ..probe("a", 1, seq)
     };
-    let record = |probe| f.registry.record(probe, peer(), f.now, wall());
+    let record = |probe| f.registry.record(probe, receipt(peer(), f.now));
     assert_eq!(record(bad(1)), Err(Error::Host("evil/path".to_owned())));
     assert_eq!(f.registry.count_total(), 0);
     f.record(probe("a", 1, 2));
@@ -294,7 +295,7 @@ fn a_list_by_model_is_dense_over_many_members_and_a_taken_one_never_changes() {
     }
     let taken = f.registry.find_by_model(&model("m"));
     for n in (0..1_000).step_by(3) {
-        f.registry.remove(&id(&name(n))).unwrap();
+        f.registry.remove(&id(&name(n)), f.now).unwrap();
     }
     assert_eq!(taken.len(), 1_000);
     let left = f.registry.find_by_model(&model("m"));
@@ -317,27 +318,31 @@ fn a_sweep_names_the_newly_lost_once_and_forgets_them_after_the_retention() {
     let names = |members: &[std::sync::Arc<crate::Member<Probe>>]| {
         members.iter().map(|member| member.id().to_string()).collect::<Vec<_>>()
     };
-    let sweep = f.registry.cleanup_stale(f.now);
+    let sweep = f.registry.cleanup_stale(f.now, false);
     assert_eq!(
         (names(&sweep.lost), names(&sweep.removed)),
         (vec!["a".to_owned()], vec![])
     );
-    assert!(f.registry.cleanup_stale(f.now).lost.is_empty());
+    assert!(f.registry.cleanup_stale(f.now, false).lost.is_empty());
     f.pass(RETENTION - Duration::from_nanos(1));
-    assert!(f.registry.cleanup_stale(f.now).removed.is_empty());
+    assert!(f.registry.cleanup_stale(f.now, false).removed.is_empty());
     f.pass(Duration::from_nanos(1));
-    assert_eq!(names(&f.registry.cleanup_stale(f.now).removed), ["a"]);
+    assert_eq!(names(&f.registry.cleanup_stale(f.now, false).removed), ["a"]);
     assert_eq!(f.registry.count_total(), 1);
     assert_eq!(f.outcome(probe("a", 1, 2)), Outcome::New);
 }
 
 #[test]
-fn a_removed_member_that_still_beats_joins_again() {
+fn a_process_that_ended_is_brought_back_by_none_of_its_beats_and_by_its_next_start() {
     let f = Fixture::new();
     f.record(probe("a", 1, 1));
-    assert!(f.registry.remove(&id("a")).is_some());
-    assert!(f.registry.remove(&id("a")).is_none());
-    assert_eq!(f.outcome(probe("a", 1, 2)), Outcome::New);
+    assert!(f.registry.remove(&id("a"), f.now).is_some());
+    assert!(f.registry.remove(&id("a"), f.now).is_none());
+    assert_eq!(f.outcome(probe("a", 1, 99)), Outcome::Dropped(Departed));
+    let departed = f.registry.departed(10);
+    assert_eq!((departed.len(), departed[0].reason), (1, LeaveReason::Ended));
+    assert_eq!(f.outcome(probe("a", 2, 1)), Outcome::New);
+    assert!(f.registry.departed(10).is_empty());
 }
 
 #[test]
@@ -356,6 +361,7 @@ fn a_claim_lasts_as_long_as_its_lease_and_no_report_erases_it() {
 #[test]
 fn the_defaults_are_the_contracts() {
     let registry = Registry::<Probe>::new(RegistryOptions::default());
-    assert_eq!(registry.ttl(), TTL);
-    assert_eq!(RegistryOptions::default().retention, RETENTION);
+    assert_eq!(registry.options.retention, RETENTION);
+    assert_eq!(registry.options.tombstones, TOMBSTONES);
+    assert_eq!(Pace::default().ttl, TTL);
 }

@@ -2,9 +2,9 @@
 
 use tokio::sync::broadcast::error::TryRecvError;
 
-use super::probe::{Fixture, Probe, RETENTION, SECOND, TTL, drain, goodbye, id, peer, probe, wall};
+use super::probe::{Fixture, Probe, RETENTION, SECOND, TTL, drain, goodbye, id, peer, probe, receipt};
 use crate::{
-    EventKind::{Beat, Joined, Left, Restarted, StateChanged},
+    EventKind::{Beat, Joined, Left, Restarted, StateChanged, Updated},
     LeaveReason,
     Liveness::{Lost, Online, Suspect},
     Registry, RegistryOptions,
@@ -21,8 +21,18 @@ fn joining_beating_restarting_and_leaving_are_told_in_their_order() {
     assert_eq!(kinds(), [Beat]);
     f.record(probe("a", 1, 2));
     assert_eq!(kinds(), [], "a stale beat is no event");
+    f.record(Probe {
+        available: false,
+        ..probe("a", 1, 3)
+    });
+    f.record(Probe {
+        available: false,
+        port: 9302,
+        ..probe("a", 1, 4)
+    });
+    assert_eq!(kinds(), [Updated, Updated], "what it says is new, and where it is");
     f.record(probe("a", 2, 1));
-    assert_eq!(kinds(), [Restarted, Beat]);
+    assert_eq!(kinds(), [Restarted, Updated]);
     f.record(goodbye("a", 2, 2));
     assert_eq!(
         kinds(),
@@ -31,14 +41,14 @@ fn joining_beating_restarting_and_leaving_are_told_in_their_order() {
         }]
     );
     f.record(probe("a", 3, 1));
-    f.registry.remove(&id("a"));
+    f.registry.remove(&id("a"), f.now);
     assert_eq!(
         kinds(),
         [
             Joined,
             Beat,
             Left {
-                reason: LeaveReason::Removed
+                reason: LeaveReason::Ended
             }
         ]
     );
@@ -75,8 +85,8 @@ fn a_loss_is_told_by_the_sweep_or_by_the_beat_that_ends_it() {
     let back = StateChanged { from: Lost, to: Online };
 
     f.pass(TTL);
-    f.registry.cleanup_stale(f.now);
-    f.registry.cleanup_stale(f.now);
+    f.registry.cleanup_stale(f.now, false);
+    f.registry.cleanup_stale(f.now, false);
     assert_eq!(kinds(), [lost]);
     f.record(probe("a", 1, 2));
     assert_eq!(kinds(), [back, Beat]);
@@ -87,7 +97,7 @@ fn a_loss_is_told_by_the_sweep_or_by_the_beat_that_ends_it() {
 
     f.registry.mark_suspect(&id("a"), "refused", f.now);
     f.pass(TTL + RETENTION);
-    f.registry.cleanup_stale(f.now);
+    f.registry.cleanup_stale(f.now, false);
     let suspected = StateChanged {
         from: Online,
         to: Suspect,
@@ -134,7 +144,7 @@ fn a_slow_subscriber_misses_the_oldest_events_and_is_told_so() {
     let mut events = registry.subscribe();
     let now = std::time::Instant::now();
     for seq in 1..=100 {
-        registry.record(probe("a", 1, seq), peer(), now, wall()).unwrap();
+        registry.record(probe("a", 1, seq), receipt(peer(), now)).unwrap();
     }
     assert!(matches!(events.try_recv(), Err(TryRecvError::Lagged(97))));
     assert_eq!(drain(&mut events).len(), 4);

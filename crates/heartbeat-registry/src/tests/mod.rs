@@ -1,5 +1,6 @@
 mod behaviour;
 mod events;
+mod evidence;
 mod model;
 mod probe;
 mod threads;

@@ -1,14 +1,16 @@
 //! The registry against a naive model of it: a list, scanned each time.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
 use proptest::prelude::*;
+use shared_contract::DropReason;
 
-use super::probe::{Fixture, Probe, RETENTION, TTL, id, model, probe};
-use crate::{EventKind, Liveness, Outcome};
+use super::probe::{Fixture, Probe, RETENTION, TOMBSTONES, TTL, id, model, peer, probe};
+use crate::{Address, EventKind, Liveness, Outcome, RegistryOptions};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const MODELS: [&str; 3] = ["m0", "m1", "m2"];
@@ -30,6 +32,9 @@ enum Step {
         who: usize,
     },
     Refute {
+        who: usize,
+    },
+    Unreachable {
         who: usize,
     },
     Sweep,
@@ -63,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (500..=1_500_u64).prop_map(|seconds| Step::Pass { seconds }),
         2 => who.clone().prop_map(|who| Step::Suspect { who }),
         1 => who.clone().prop_map(|who| Step::Refute { who }),
+        1 => who.clone().prop_map(|who| Step::Unreachable { who }),
         2 => Just(Step::Sweep),
         1 => who.prop_map(|who| Step::Remove { who }),
     ]
@@ -76,6 +82,7 @@ struct Known {
     available: bool,
     last_seen: Instant,
     suspected: bool,
+    unreachable: bool,
 }
 
 #[derive(Default)]
@@ -86,26 +93,39 @@ struct Naive {
 
 impl Known {
     fn liveness(&self, now: Instant) -> Liveness {
-        match (now - self.last_seen >= TTL, self.suspected) {
-            (true, _) => Liveness::Lost,
-            (false, true) => Liveness::Suspect,
-            (false, false) => Liveness::Online,
+        match (now - self.last_seen >= TTL, self.unreachable, self.suspected) {
+            (true, _, _) => Liveness::Lost,
+            (false, true, _) => Liveness::Unreachable,
+            (false, false, true) => Liveness::Suspect,
+            (false, false, false) => Liveness::Online,
         }
     }
 }
 
-fn is_stale(next: (u64, u64), last: (u64, u64)) -> bool {
-    next.0 > 0 && (next.0 < last.0 || (next.0 == last.0 && next.1 <= last.1))
+fn stale(next: (u64, u64), last: (u64, u64), is_here: bool) -> Option<DropReason> {
+    match (next.0, next.1.cmp(&last.1)) {
+        (0, _) => None,
+        (incarnation, _) if incarnation < last.0 => Some(DropReason::OlderIncarnation),
+        (incarnation, _) if incarnation > last.0 => None,
+        (_, Ordering::Greater) => None,
+        _ if !is_here => Some(DropReason::Departed),
+        (_, Ordering::Equal) => Some(DropReason::Duplicate),
+        (_, Ordering::Less) => Some(DropReason::Reordered),
+    }
 }
 
 impl Naive {
-    fn beat(&mut self, who: usize, new: Known, goodbye: bool) -> Outcome {
+    fn beat(&mut self, who: usize, mut new: Known, goodbye: bool) -> Outcome {
         let before = self.members.get(&who);
         let departed = self.departed.get(&who).filter(|_| before.is_none());
         let last = before.map(|known| known.order).or(departed.map(|(order, _)| *order));
-        if last.is_some_and(|last| is_stale(new.order, last)) {
-            return Outcome::Stale;
+        if let Some(reason) = last.and_then(|last| stale(new.order, last, before.is_some())) {
+            return Outcome::Dropped(reason);
         }
+        // A beat does not prove that its sender can be reached, a new start or a return make one try anew.
+        new.unreachable = before.is_some_and(|known| {
+            known.liveness(new.last_seen) == Liveness::Unreachable && known.order.0 == new.order.0
+        });
         let outcome = match before {
             _ if goodbye => Outcome::Goodbye,
             None => Outcome::New,
@@ -115,17 +135,27 @@ impl Naive {
         if before.is_none() {
             self.departed.remove(&who);
         }
-        if !goodbye {
-            self.members.insert(who, new);
-        } else if self.members.remove(&who).is_some() && new.order.0 > 0 {
+        if goodbye {
+            self.members.remove(&who);
             self.departed.insert(who, (new.order, new.last_seen));
+        } else {
+            self.members.insert(who, new);
         }
         outcome
     }
 
+    fn living(&mut self, who: usize, now: Instant) -> Option<&mut Known> {
+        self.members
+            .get_mut(&who)
+            .filter(|known| known.liveness(now) != Liveness::Lost)
+    }
+
     fn sweep(&mut self, now: Instant) {
-        self.members.retain(|_, known| now - known.last_seen < TTL + RETENTION);
-        self.departed.retain(|_, (_, since)| now - *since < RETENTION);
+        let gone = self
+            .members
+            .extract_if(.., |_, known| now - known.last_seen >= TTL + RETENTION);
+        self.departed.extend(gone.map(|(who, known)| (who, (known.order, now))));
+        self.departed.retain(|_, (_, since)| now - *since < TOMBSTONES);
     }
 
     fn names(&self, keep: impl Fn(&Known) -> bool) -> Vec<&'static str> {
@@ -159,6 +189,7 @@ fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
                 available,
                 last_seen: f.now,
                 suspected: false,
+                unreachable: false,
             };
             assert_eq!(f.outcome(item), naive.beat(who, known, goodbye));
         }
@@ -175,22 +206,32 @@ fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
             known.into_iter().for_each(|known| known.suspected = true);
         }
         Step::Refute { who } => {
-            let known = naive
-                .members
-                .get_mut(&who)
-                .filter(|known| known.liveness(f.now) == Liveness::Suspect);
-            assert_eq!(f.registry.refute(&id(NAMES[who]), f.now), known.is_some());
-            known.into_iter().for_each(|known| known.suspected = false);
+            let known = naive.living(who, f.now);
+            f.registry.refute(&id(NAMES[who]), f.now);
+            known.into_iter().for_each(|known| {
+                known.suspected = false;
+                known.unreachable = false;
+            });
+        }
+        Step::Unreachable { who } => {
+            let known = naive.living(who, f.now);
+            let address = Address::resolve(None, peer(), 9301).unwrap();
+            let is_news = f
+                .registry
+                .mark_unreachable(&id(NAMES[who]), &address, "no answer", f.now);
+            assert_eq!(is_news, known.as_ref().is_some_and(|known| !known.unreachable));
+            known.into_iter().for_each(|known| known.unreachable = true);
         }
         Step::Sweep => {
-            f.registry.cleanup_stale(f.now);
+            f.registry.cleanup_stale(f.now, false);
             naive.sweep(f.now);
         }
         Step::Remove { who } => {
-            assert_eq!(
-                f.registry.remove(&id(NAMES[who])).is_some(),
-                naive.members.remove(&who).is_some()
-            );
+            let known = naive.members.remove(&who);
+            assert_eq!(f.registry.remove(&id(NAMES[who]), f.now).is_some(), known.is_some());
+            if let Some(known) = known {
+                naive.departed.insert(who, ((known.order.0, u64::MAX), f.now));
+            }
         }
     }
 }
@@ -232,7 +273,11 @@ impl Believed {
     fn take(&mut self, name: String, kind: EventKind) {
         match kind {
             EventKind::Joined => assert_eq!(self.0.insert(name, Liveness::Online), None),
-            EventKind::Beat | EventKind::Restarted => assert_eq!(self.0.get(&name), Some(&Liveness::Online)),
+            EventKind::Beat | EventKind::Updated | EventKind::Restarted => assert!(matches!(
+                self.0.get(&name),
+                Some(Liveness::Online | Liveness::Unreachable)
+            )),
+            EventKind::Contended { .. } => panic!("nobody has a second address"),
             EventKind::StateChanged { from, to } => {
                 assert_ne!(from, to);
                 assert_eq!(self.0.insert(name, to), Some(from));
@@ -242,10 +287,18 @@ impl Believed {
     }
 }
 
+/// One host: were it silent as a whole, nothing would be forgotten.
+fn believing() -> Fixture {
+    Fixture::with(RegistryOptions {
+        preservation: Duration::ZERO,
+        ..RegistryOptions::default()
+    })
+}
+
 proptest! {
     #[test]
     fn the_registry_does_what_a_naive_list_would_do(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut f = Fixture::new();
+        let mut f = believing();
         let mut naive = Naive::default();
         for step in &steps {
             apply(&mut f, &mut naive, step);
@@ -255,7 +308,7 @@ proptest! {
 
     #[test]
     fn who_believes_the_events_knows_the_fleet_after_each_sweep(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut f = Fixture::new();
+        let mut f = believing();
         let mut naive = Naive::default();
         let mut events = f.registry.subscribe();
         let mut believed = Believed::default();
@@ -265,7 +318,7 @@ proptest! {
                 believed.take(event.member.id().to_string(), event.kind);
             }
         }
-        f.registry.cleanup_stale(f.now);
+        f.registry.cleanup_stale(f.now, false);
         while let Ok(event) = events.try_recv() {
             believed.take(event.member.id().to_string(), event.kind);
         }

@@ -9,10 +9,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use shared_contract::{HeartbeatItem, ModelId, WorkerId};
 
-use crate::{EventKind, Outcome, Recorded, Registry, RegistryEvent, RegistryOptions};
+use crate::{Address, EventKind, Outcome, Pace, Receipt, Recorded, Registry, RegistryEvent, RegistryOptions};
 
 pub(super) const TTL: Duration = Duration::from_secs(90);
 pub(super) const RETENTION: Duration = Duration::from_secs(600);
+pub(super) const TOMBSTONES: Duration = Duration::from_secs(24 * 3_600);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ impl HeartbeatItem for Probe {
             self.details.clone_from(&previous.details);
         }
     }
+    fn is_news_after(&self, previous: &Self) -> bool {
+        (&self.model, self.available, &self.details) != (&previous.model, previous.available, &previous.details)
+    }
 }
 
 pub(super) fn id(text: &str) -> WorkerId {
@@ -108,6 +112,20 @@ pub(super) fn peer() -> IpAddr {
     "10.0.0.7".parse().unwrap()
 }
 
+/// A host other than that of [`peer`].
+pub(super) fn elsewhere() -> IpAddr {
+    "10.0.0.8".parse().unwrap()
+}
+
+pub(super) fn receipt(peer: IpAddr, at: Instant) -> Receipt {
+    Receipt {
+        peer,
+        at,
+        wall: wall(),
+        pace: Pace::default(),
+    }
+}
+
 pub(super) struct Fixture {
     pub(super) registry: Registry<Probe>,
     pub(super) now: Instant,
@@ -115,11 +133,10 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn new() -> Self {
-        let options = RegistryOptions {
-            ttl: TTL,
-            retention: RETENTION,
-            event_capacity: 1_024,
-        };
+        Self::with(RegistryOptions::default())
+    }
+
+    pub(super) fn with(options: RegistryOptions) -> Self {
         Self {
             registry: Registry::new(options),
             now: Instant::now(),
@@ -131,7 +148,20 @@ impl Fixture {
     }
 
     pub(super) fn record(&self, probe: Probe) -> Recorded {
-        self.registry.record(probe, peer(), self.now, wall()).unwrap()
+        self.record_from(peer(), probe)
+    }
+
+    pub(super) fn record_from(&self, peer: IpAddr, probe: Probe) -> Recorded {
+        self.registry.record(probe, receipt(peer, self.now)).unwrap()
+    }
+
+    /// One that is known to the registry.
+    pub(super) fn view(&self, name: &str) -> crate::MemberView<Probe> {
+        self.registry.view(&id(name), self.now).unwrap()
+    }
+
+    pub(super) fn address(&self, name: &str) -> Address {
+        self.view(name).address().clone()
     }
 
     pub(super) fn outcome(&self, probe: Probe) -> Outcome {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use super::probe::{Probe, goodbye, id, model, peer, probe, wall};
+use super::probe::{Probe, goodbye, id, model, peer, probe, receipt};
 use crate::{EventKind, Outcome, Registry, RegistryOptions};
 
 const WRITERS: u64 = 4;
@@ -37,10 +37,10 @@ fn writers_of_the_same_names_lose_no_beat_and_leave_the_index_equal_to_a_scan() 
                             model: Some(model(["x", "y"][(round % 2) as usize])),
                             ..probe(&name, 0, 0)
                         };
-                        registry.record(beat, peer(), now, wall()).unwrap();
+                        registry.record(beat, receipt(peer(), now)).unwrap();
                         match round % 11 {
-                            0 => drop(registry.record(goodbye(&name, 0, 0), peer(), now, wall())),
-                            5 => drop(registry.remove(&id(&name))),
+                            0 => drop(registry.record(goodbye(&name, 0, 0), receipt(peer(), now))),
+                            5 => drop(registry.remove(&id(&name), now)),
                             7 => drop(registry.mark_suspect(&id(&name), "evidence", now)),
                             _ => {}
                         }
@@ -92,11 +92,11 @@ fn writers_of_the_same_names_lose_no_beat_and_leave_the_index_equal_to_a_scan() 
         match event.kind {
             EventKind::Joined => assert!(here.insert(name), "joined twice"),
             EventKind::Left { .. } => assert!(here.remove(&name), "left without having joined"),
-            EventKind::Beat => {
+            EventKind::Beat | EventKind::Updated => {
                 beats += 1;
                 assert!(here.contains(&name), "the beat of one that has left was taken");
             }
-            EventKind::Restarted | EventKind::StateChanged { .. } => {}
+            EventKind::Restarted | EventKind::StateChanged { .. } | EventKind::Contended { .. } => {}
         }
     }
     assert_eq!(beats, WRITERS * ROUNDS);
@@ -114,7 +114,7 @@ fn beats_that_race_leave_the_newest_in_place() {
                 for round in 0..ROUNDS {
                     let seq = 1 + round * WRITERS + writer;
                     let outcome = registry
-                        .record(probe("a", 1, seq), peer(), now, wall())
+                        .record(probe("a", 1, seq), receipt(peer(), now))
                         .unwrap()
                         .outcome;
                     assert_ne!(outcome, Outcome::Restarted);
@@ -134,7 +134,7 @@ fn beats_that_race_leave_the_newest_in_place() {
 fn claims_from_many_threads_add_up_to_none_once_all_leases_are_dropped() {
     let registry = registry();
     registry
-        .record(probe("a", 1, 1), peer(), Instant::now(), wall())
+        .record(probe("a", 1, 1), receipt(peer(), Instant::now()))
         .unwrap();
     let member = registry.get(&id("a")).unwrap();
     let kept: Vec<_> = thread::scope(|scope| {

@@ -1,0 +1,236 @@
+//! The way of a beat into the registry.
+
+use std::{sync::Arc, time::Duration};
+
+use shared_contract::{DropReason, HeartbeatItem};
+
+use crate::{
+    Address, Error, EventKind, LeaveReason, Liveness, Member, Outcome, Reach, Receipt, Recorded, Registry, Report,
+    record::Order, rivalry, sharded::lock,
+};
+
+/// A beat and the circumstances of its arrival.
+pub(crate) struct Arrival<T> {
+    pub(crate) item: Arc<T>,
+    pub(crate) order: Order,
+    pub(crate) receipt: Receipt,
+    /// Listening time of its arrival.
+    pub(crate) heard: Duration,
+    skew_ms: i64,
+}
+
+impl<T: HeartbeatItem> Arrival<T> {
+    fn recorded(&self, outcome: Outcome, previous: Option<&Report<T>>) -> Recorded {
+        let is_kept = !matches!(outcome, Outcome::Goodbye | Outcome::Dropped(_));
+        let gap = previous
+            .filter(|_| is_kept)
+            .map(|previous| previous.silence(self.heard));
+        Recorded {
+            outcome,
+            want_full: is_kept && self.item.wants_full(),
+            gap,
+            missed: gap.zip(previous).map_or(0, |(gap, previous)| previous.pace.missed(gap)),
+            skew_ms: self.skew_ms,
+        }
+    }
+
+    fn dropped(&self, reason: DropReason, want_full: bool) -> Recorded {
+        Recorded {
+            want_full,
+            ..self.recorded(Outcome::Dropped(reason), None)
+        }
+    }
+
+    pub(crate) fn address(&self, previous: Option<&Report<T>>) -> Result<Address, Error> {
+        let (host, port, peer) = (self.item.host(), self.item.port(), self.receipt.peer);
+        let is_same = |p: &&Report<T>| p.peer == peer && p.item.host() == host && p.item.port() == port;
+        match previous.filter(is_same) {
+            Some(previous) => Ok(previous.address.clone()),
+            None => Address::resolve(host, peer, port),
+        }
+    }
+
+    fn first_report(&self) -> Result<Report<T>, Error> {
+        let at = self.receipt.at;
+        Ok(Report {
+            item: Arc::clone(&self.item),
+            address: self.address(None)?,
+            peer: self.receipt.peer,
+            first_seen: at,
+            last_seen: at,
+            online_since: at,
+            suspicion: None,
+            reach: Reach::Unknown,
+            pace: self.receipt.pace,
+            skew_ms: self.skew_ms,
+            beats: 1,
+            missed: 0,
+            outstanding: 0,
+            heard: self.heard,
+            settled: self.heard,
+            rival: None,
+            announced: Liveness::Online,
+        })
+    }
+
+    /// The report after this beat of the member itself, from this address.
+    fn next_report(&self, previous: &Report<T>, address: Address, outstanding: u32) -> Report<T> {
+        let at = self.receipt.at;
+        let before = previous.liveness(self.heard);
+        let is_settled = address == previous.address && self.order.incarnation == previous.item.order().0;
+        let reach = match &previous.reach {
+            // Whoever was suspected or lost should be called back; so should whoever is new at its address.
+            _ if !is_settled || before == Liveness::Lost => Reach::Unknown,
+            Reach::Reached if previous.suspicion.is_some() => Reach::Unknown,
+            reach => reach.clone(),
+        };
+        let liveness = Liveness::of(false, &reach, false);
+        let goes_on = before == Liveness::Online && liveness == Liveness::Online;
+        Report {
+            item: Arc::clone(&self.item),
+            peer: self.receipt.peer,
+            first_seen: previous.first_seen,
+            // Two threads may have read the clock in the other order.
+            last_seen: previous.last_seen.max(at),
+            online_since: if goes_on || liveness != Liveness::Online {
+                previous.online_since
+            } else {
+                at
+            },
+            suspicion: None,
+            reach,
+            pace: self.receipt.pace,
+            skew_ms: self.skew_ms,
+            beats: previous.beats + 1,
+            missed: previous.missed + previous.pace.missed(previous.silence(self.heard)),
+            outstanding,
+            heard: previous.heard.max(self.heard),
+            settled: if is_settled { previous.settled } else { self.heard },
+            rival: rivalry::after_beat(previous, &address, at, self.heard),
+            address,
+            announced: previous.announced,
+        }
+    }
+}
+
+impl<T: HeartbeatItem> Registry<T> {
+    /// Takes a beat.
+    ///
+    /// # Errors
+    /// If the beat is no old news and names a host that cannot be dialled.
+    pub fn record(&self, item: T, receipt: Receipt) -> Result<Recorded, Error> {
+        let mut arrival = Arrival {
+            order: item.order().into(),
+            heard: self.clock.at(receipt.at),
+            skew_ms: (item.timestamp() - receipt.wall).num_milliseconds(),
+            item: Arc::new(item),
+            receipt,
+        };
+        loop {
+            // Cheap, and the item itself may be replaced below.
+            let item = Arc::clone(&arrival.item);
+            let recorded = match self.members.get(item.id()) {
+                Some(member) => self.update(&member, &mut arrival)?,
+                None => self.join(&arrival)?,
+            };
+            // None: it joined or left between the look-up and the lock.
+            if let Some(recorded) = recorded {
+                return Ok(recorded);
+            }
+        }
+    }
+
+    /// Takes the beat of a sender that is no member. `None` if it has become one meanwhile.
+    fn join(&self, arrival: &Arrival<T>) -> Result<Option<Recorded>, Error> {
+        let id = arrival.item.id();
+        let report = arrival.first_report()?;
+        if let Some(reason) = self.tombstones.hold_back(id, arrival.order, &report.address) {
+            return Ok(Some(arrival.dropped(reason, false)));
+        }
+        if arrival.item.is_goodbye() {
+            // Its earlier beats may be under way.
+            let at = (arrival.receipt.at, arrival.heard);
+            self.tombstones
+                .put(&Arc::new(id.clone()), arrival.order, LeaveReason::Goodbye, at, None);
+            return Ok(Some(arrival.recorded(Outcome::Goodbye, None)));
+        }
+        let member = Arc::new(Member::new(report, Arc::clone(&self.clock)));
+        // Held from before it can be found until all is said of its arrival, so that its next beat is told after that.
+        let gone = lock(&member.gone);
+        let (_, is_new) = self
+            .members
+            .get_or_insert(&member.id, || (Arc::clone(&member.id), Arc::clone(&member)));
+        if !is_new {
+            return Ok(None);
+        }
+        self.index.place(&member, arrival.item.model());
+        self.emit(&member, EventKind::Joined);
+        self.emit(&member, EventKind::Beat);
+        drop(gone);
+        Ok(Some(arrival.recorded(Outcome::New, None)))
+    }
+
+    /// Takes the beat of a member. `None` if it has left meanwhile.
+    fn update(&self, member: &Arc<Member<T>>, arrival: &mut Arrival<T>) -> Result<Option<Recorded>, Error> {
+        let gone = lock(&member.gone);
+        if *gone {
+            return Ok(None);
+        }
+        let previous = member.report();
+        if let Some(reason) = self.refuse(member, &previous, arrival)? {
+            // A repetition may be what the sender gets an answer to: it says all that the first answer said.
+            let is_repetition = matches!(reason, DropReason::Duplicate | DropReason::Reordered);
+            let want_full = is_repetition && previous.item.wants_full();
+            return Ok(Some(arrival.dropped(reason, want_full)));
+        }
+        let is_same_run = arrival.order.incarnation == previous.item.order().0;
+        if is_same_run {
+            Arc::make_mut(&mut arrival.item).inherit(&previous.item);
+        }
+        let address = arrival.address(Some(&previous))?;
+        let next = arrival.next_report(&previous, address, member.outstanding());
+        if arrival.item.is_goodbye() {
+            member.report.store(Arc::new(next));
+            self.leave(member, gone, LeaveReason::Goodbye, arrival.receipt.at);
+            return Ok(Some(arrival.recorded(Outcome::Goodbye, Some(&previous))));
+        }
+        let outcome = if is_same_run {
+            Outcome::Updated
+        } else {
+            Outcome::Restarted
+        };
+        self.publish(member, &previous, next, arrival.heard);
+        Ok(Some(arrival.recorded(outcome, Some(&previous))))
+    }
+
+    /// Publishes the report after a beat, and tells what has changed by it. The caller holds the member's lock.
+    fn publish(&self, member: &Arc<Member<T>>, previous: &Arc<Report<T>>, next: Report<T>, heard: Duration) {
+        let before = previous.liveness(heard);
+        let mut next = next;
+        if before != previous.announced {
+            // It was lost, and no sweep came by to say so.
+            self.announce(member, Report::clone(previous), before);
+            next.announced = before;
+        }
+        let after = Liveness::of(false, &next.reach, false);
+        let is_restart = next.item.order().0 != previous.item.order().0;
+        let is_news = next.address != previous.address || next.item.is_news_after(&previous.item);
+        let is_contest_over = previous.contender(heard).is_some() && next.contender(heard).is_none();
+        let model = (previous.item.model() != next.item.model()).then(|| Arc::clone(&next.item));
+        if after == next.announced {
+            member.report.store(Arc::new(next));
+        } else {
+            self.announce(member, next, after);
+        }
+        if let Some(item) = model {
+            self.index.place(member, item.model());
+        }
+        if is_contest_over {
+            self.emit(member, EventKind::Contended { began: false });
+        }
+        if is_restart {
+            self.emit(member, EventKind::Restarted);
+        }
+        self.emit(member, if is_news { EventKind::Updated } else { EventKind::Beat });
+    }
+}
