@@ -6,12 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_models::DeviceSpec;
+use chrono::Utc;
 use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
+use heartbeat_client::QueenUrl;
 use model_store::ModelRef;
 use shared_contract::{HiveId, ModelId, WorkerId};
+
+use crate::queens;
 
 /// Most sequences that a worker decodes together.
 const MAX_SLOTS: usize = 256;
@@ -86,6 +90,10 @@ pub struct Args {
     /// Name of this worker [default: a new one at each start]
     #[arg(long, env = "RBEE_WORKER_ID", value_name = "ID")]
     pub worker_id: Option<String>,
+    /// Number that grows with every start under the same name, by which queens tell an old process from a new one
+    /// [default: the time of the start in milliseconds]
+    #[arg(long, env = "RBEE_INCARNATION", value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub incarnation: Option<u64>,
     /// Seconds that running requests may take once the worker is asked to end
     #[arg(long, env = "RBEE_GRACE_S", default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=86_400))]
     pub grace_s: u64,
@@ -105,13 +113,15 @@ pub struct Config {
     /// Guards the endpoints and is sent to the queens.
     pub token: Option<Secret>,
     /// Queens to report to.
-    pub queen_urls: Vec<String>,
+    pub queen_urls: Vec<QueenUrl>,
     /// Host that the heartbeats name; `None`: the address that they come from.
     pub advertise_host: Option<String>,
     /// The hive that started this worker.
     pub hive_id: Option<HiveId>,
     /// This worker's name.
     pub worker_id: WorkerId,
+    /// Grows with every start under this name.
+    pub incarnation: u64,
     /// What to serve.
     pub model: ModelRef,
     /// Name under which clients ask for it.
@@ -149,9 +159,7 @@ impl TryFrom<Args> for Config {
         if args.slots.get() > MAX_SLOTS {
             mistakes.add("--slots", format_args!("at most {MAX_SLOTS}, got {}", args.slots));
         }
-        for url in &args.queen_url {
-            mistakes.keep("--queen-url", check_url(url));
-        }
+        let queen_urls = queen_urls(&args.queen_url, &mut mistakes);
         let model = mistakes.keep("--model", args.model.parse::<ModelRef>());
         let model_id = match args.model_id {
             Some(id) => mistakes.keep("--model-id", ModelId::new(id)),
@@ -181,10 +189,11 @@ impl TryFrom<Args> for Config {
                 Ok(Self {
                     address,
                     token: args.token,
-                    queen_urls: args.queen_url,
+                    queen_urls,
                     advertise_host: args.advertise_host,
                     hive_id,
                     worker_id,
+                    incarnation: args.incarnation.unwrap_or_else(now_ms),
                     model,
                     model_id,
                     device,
@@ -217,16 +226,22 @@ impl Mistakes {
     }
 }
 
-/// The heartbeat client looks closer; this catches what would only be noticed after the start.
-fn check_url(url: &str) -> Result<(), String> {
-    let is_http = ["http://", "https://"]
-        .iter()
-        .any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
-    if is_http {
-        Ok(())
-    } else {
-        Err(format!("`{url}` should look like http://HOST:7833"))
+/// Each queen once.
+fn queen_urls(texts: &[String], mistakes: &mut Mistakes) -> Vec<QueenUrl> {
+    let mut urls = Vec::new();
+    for text in texts {
+        let url = mistakes.keep("--queen-url", text.parse().map_err(|why| format!("`{text}`: {why}")));
+        urls.extend(url.filter(|url| !urls.contains(url)));
     }
+    if urls.len() > queens::LIMIT {
+        mistakes.add("--queen-url", format_args!("at most {} queens", queens::LIMIT));
+    }
+    urls
+}
+
+/// Of a process that its supervisor gives no number, the wall clock tells one start from the next.
+fn now_ms() -> u64 {
+    u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default().max(1)
 }
 
 fn new_worker_id() -> String {
@@ -309,7 +324,19 @@ mod tests {
 
     #[test]
     fn several_queens_may_be_named() {
-        let config = configure(&["--queen-url", "http://a:1,http://b:2", "--queen-url", "http://c:3"]).unwrap();
-        assert_eq!(config.queen_urls, ["http://a:1", "http://b:2", "http://c:3"]);
+        let config = configure(&["--queen-url", "http://a:1,http://b:2", "--queen-url", "http://a:1/"]).unwrap();
+        let urls: Vec<_> = config.queen_urls.iter().map(QueenUrl::as_str).collect();
+        assert_eq!(urls, ["http://a:1", "http://b:2"], "each once");
+        let many: Vec<_> = (1..=9).map(|port| format!("http://a:{port}")).collect();
+        assert!(mistakes(&["--queen-url", &many.join(",")]).contains("at most 8"));
+    }
+
+    #[test]
+    fn the_incarnation_is_the_one_given_and_else_the_time_of_the_start() {
+        assert_eq!(configure(&["--incarnation", "7"]).unwrap().incarnation, 7);
+        let before = now_ms();
+        assert!(configure(&[]).unwrap().incarnation >= before);
+        let zero = ["worker", "--model", "smollm2-135m-instruct", "--incarnation", "0"];
+        assert!(Args::try_parse_from(zero).is_err(), "0 is a sender without one");
     }
 }

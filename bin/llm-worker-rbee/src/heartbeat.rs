@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use batch_engine::Load;
 use chrono::{DateTime, Utc};
-use futures_util::future::join_all;
-use heartbeat_client::{HeartbeatClient, HeartbeatHandle, Options, Source, Token};
+use heartbeat_client::Source;
 use shared_contract::Delivery;
 use worker_contract::{Endpoint, StatusDetail, WorkerHeartbeat, WorkerInfo, WorkerLoad, WorkerStatus};
 
-use crate::config::Config;
+use crate::queens::Queens;
 use crate::state::{Phase, Served, State};
 
 /// Pause after a beat for a change, so that a worker whose slots fill and empty quickly does not flood its queens.
@@ -20,44 +19,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Share of a step that is worth a beat.
 const PROGRESS_STEPS: f32 = 10.0;
 
-/// The heartbeats to all queens.
-pub(crate) struct Heartbeats {
-    clients: Vec<HeartbeatHandle>,
-}
-
-impl Heartbeats {
-    /// Starts to beat, and beats at once whenever the status changes.
-    pub(crate) fn start(
-        config: &Config,
-        http: &reqwest::Client,
-        state: &Arc<State>,
-    ) -> Result<Self, heartbeat_client::Error> {
-        let incarnation = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
-        let told_work = Arc::new(AtomicBool::new(false));
-        let mut clients = Vec::new();
-        for url in &config.queen_urls {
-            let mut options = Options::new(url, incarnation);
-            options.token = config.token.as_ref().map(|token| Token::new(token.expose()));
-            let source = Arc::new(Beats {
-                state: Arc::clone(state),
-                told_work: Arc::clone(&told_work),
-            });
-            clients.push(HeartbeatClient::new(options, http.clone(), source)?.start());
-        }
-        if !clients.is_empty() {
-            tokio::spawn(beat_on_change(Arc::clone(state), clients.clone(), told_work));
-        }
-        Ok(Self { clients })
-    }
-
-    /// Sends each queen the last beat, which says stopped or failed.
-    pub(crate) async fn goodbye(self) {
-        join_all(self.clients.iter().map(HeartbeatHandle::goodbye)).await;
-    }
-}
-
-/// Ends when the worker's life has ended; the goodbye tells the last status.
-async fn beat_on_change(state: Arc<State>, clients: Vec<HeartbeatHandle>, told_work: Arc<AtomicBool>) {
+/// Beats at once whenever the status changes. Ends when the worker's life has ended; the goodbye tells the last status.
+pub(crate) async fn beat_on_change(state: Arc<State>, queens: Arc<Queens>, told_work: Arc<AtomicBool>) {
     let mut phases = state.watch();
     let mut loads = None;
     let mut told = None;
@@ -75,7 +38,7 @@ async fn beat_on_change(state: Arc<State>, clients: Vec<HeartbeatHandle>, told_w
         let is_idle = load.is_some_and(|load| load.running + load.waiting == 0);
         let rests = is_idle && told_work.swap(false, Ordering::Relaxed);
         if told.replace(news) != Some(news) || rests {
-            clients.iter().for_each(HeartbeatHandle::beat_now);
+            queens.beat_now();
             tokio::time::sleep(SETTLE).await;
         }
         let load_changed = async {
@@ -142,10 +105,17 @@ fn is_busy(state: &State, load: Option<&Load>) -> bool {
 }
 
 /// Builds the beats from the state as it is.
-struct Beats {
+pub(crate) struct Beats {
     state: Arc<State>,
     /// Whether a beat told of requests since the last one that told of none.
     told_work: Arc<AtomicBool>,
+}
+
+impl Beats {
+    /// For one queen; all share what was told.
+    pub(crate) fn new(state: Arc<State>, told_work: Arc<AtomicBool>) -> Self {
+        Self { state, told_work }
+    }
 }
 
 impl Source<WorkerHeartbeat> for Beats {

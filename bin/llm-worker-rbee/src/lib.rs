@@ -6,7 +6,7 @@
 //!
 //! Two journeys. A request: `http/chat.rs` parses (openai-api), `language.rs` makes tokens, `generation.rs` hands them to
 //! the engine (batch-engine) and puts its tokens together to text, `text.rs` cuts at stop texts, `http/stream.rs` frames.
-//! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it.
+//! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it, `queens.rs` knows to whom.
 
 mod config;
 mod generation;
@@ -15,6 +15,7 @@ mod http;
 mod language;
 mod metrics;
 mod model;
+mod queens;
 mod state;
 mod text;
 
@@ -35,8 +36,8 @@ use tokio::sync::Semaphore;
 pub use config::{Args, Config};
 pub use http::{Health, MAX_BODY_BYTES};
 
-use crate::heartbeat::Heartbeats;
 use crate::model::Loaded;
+use crate::queens::Queens;
 use crate::state::{ENCODERS, Identity, Served, State};
 
 /// What is left to answers, once the engine has finished them, to reach their clients.
@@ -113,12 +114,16 @@ where
 {
     let port = listener.local_addr().map_err(RunError::Listener)?.port();
     let state = Arc::new(State::new(identity(&config, port), shutdown.clone()));
-    let heartbeats = Heartbeats::start(&config, &daemon::client::new()?, &state)?;
+    let queens = Queens::start(&config, daemon::client::new()?, &state)?;
     tracing::info!(worker = %config.worker_id, model = %config.model_id, device = %config.device, "starting");
 
     let closing = Shutdown::new();
     let server = tokio::spawn({
-        let (router, closing) = (http::router(Arc::clone(&state), config.token.clone()), closing.clone());
+        let app = http::App {
+            state: Arc::clone(&state),
+            queens: Arc::clone(&queens),
+        };
+        let (router, closing) = (http::router(app, config.token.clone()), closing.clone());
         let options = ServeOptions {
             grace: FLUSH_GRACE,
             ..ServeOptions::default()
@@ -144,7 +149,7 @@ where
         // Cuts all connections, and with them the answers that still run.
         server.abort();
     }
-    let (_, served) = tokio::join!(heartbeats.goodbye(), server);
+    let (_, served) = tokio::join!(queens.goodbye(), server);
     if let Err(error) = served
         && !error.is_cancelled()
     {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared_contract::HeartbeatPayload;
+use shared_contract::{DropReason, HeartbeatPayload};
 use tokio::sync::watch;
 
 use crate::{
@@ -46,12 +46,18 @@ where
     let (commands, wanted) = watch::channel(Commands::default());
     let (state, states) = watch::channel(ClientState::Startup);
     let (last_error, last_errors) = watch::channel(None);
-    let status = Status { state, last_error };
+    let (last_drop, last_drops) = watch::channel(None);
+    let status = Status {
+        state,
+        last_error,
+        last_drop,
+    };
     tokio::spawn(Driver::new(options, transport, source, status).run(wanted));
     HeartbeatHandle {
         commands,
         states,
         last_errors,
+        last_drops,
     }
 }
 
@@ -62,6 +68,7 @@ pub struct HeartbeatHandle {
     commands: watch::Sender<Commands>,
     states: watch::Receiver<ClientState>,
     last_errors: watch::Receiver<Option<Arc<Error>>>,
+    last_drops: watch::Receiver<Option<DropReason>>,
 }
 
 impl HeartbeatHandle {
@@ -78,6 +85,12 @@ impl HeartbeatHandle {
     /// Why the last beat failed; `None` if it was acknowledged.
     pub fn last_error(&self) -> Option<Arc<Error>> {
         self.last_errors.borrow().clone()
+    }
+
+    /// Why the queen acknowledges the beats and yet takes them for no news of this sender; `None` if she takes them.
+    /// Never [`DropReason::Duplicate`] or [`DropReason::Reordered`], which say nothing against the sender.
+    pub fn last_drop(&self) -> Option<DropReason> {
+        *self.last_drops.borrow()
     }
 
     /// The sender's status changed: beats at once. Calls that come close together make one beat, and the last of them is

@@ -3,14 +3,16 @@
 use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::Utc;
-use shared_contract::{HeartbeatAck, HeartbeatPayload, Stamp};
+use shared_contract::{DropReason, HeartbeatAck, HeartbeatPayload, Stamp};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
-use crate::{Beat, ClientState, Error, Machine, Options, Source, machine::GOODBYE_LIMIT, transport::Transport};
+use crate::{
+    Beat, ClientState, Error, Machine, Options, Source, dropped::remedy, machine::GOODBYE_LIMIT, transport::Transport,
+};
 
 /// What the handles want. Counters, so that nothing is queued and nothing is missed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,6 +26,7 @@ pub(crate) struct Commands {
 pub(crate) struct Status {
     pub(crate) state: watch::Sender<ClientState>,
     pub(crate) last_error: watch::Sender<Option<Arc<Error>>>,
+    pub(crate) last_drop: watch::Sender<Option<DropReason>>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<HeartbeatAck, Error>> + Send>>;
@@ -121,7 +124,11 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
         match answer {
             Ok(ack) => {
                 self.machine.acknowledged(now, &ack);
-                self.source.delivered(&in_flight.payload, &ack);
+                // Of a duplicate the queen has the first copy; what she did not take is still to be said.
+                if matches!(ack.dropped, None | Some(DropReason::Duplicate)) {
+                    self.source.delivered(&in_flight.payload, &ack);
+                }
+                self.note_drop(ack.dropped);
                 self.status.last_error.send_replace(None);
             }
             Err(error) => {
@@ -140,6 +147,26 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
             error!(%error, "the queen refuses the heartbeat, the client goes on trying");
         } else {
             warn!(%error, "no acknowledgement from the queen, the client goes on trying");
+        }
+    }
+
+    /// One line for each change of the queen's mind.
+    fn note_drop(&self, dropped: Option<DropReason>) {
+        // The network's doing, which says nothing of how she takes this sender.
+        if matches!(dropped, Some(DropReason::Duplicate | DropReason::Reordered)) {
+            debug!(reason = ?dropped, "the network brought the heartbeat twice or too late");
+            return;
+        }
+        if !self
+            .status
+            .last_drop
+            .send_if_modified(|last| replace_if_other(last, dropped))
+        {
+            return;
+        }
+        match dropped {
+            Some(reason) => warn!(%reason, remedy = remedy(reason), "the queen drops the heartbeats"),
+            None => info!("the queen takes the heartbeats again"),
         }
     }
 
@@ -170,6 +197,12 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
             Err(error) => info!(%error, "the queen was not told goodbye, she will notice the silence"),
         }
     }
+}
+
+fn replace_if_other<T: PartialEq>(current: &mut T, new: T) -> bool {
+    let is_other = *current != new;
+    *current = new;
+    is_other
 }
 
 async fn answer_if_any<T>(in_flight: &mut Option<InFlight<T>>) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The queen's URL cannot be used.
-    #[error("the queen's URL `{url}` {problem}; it should look like http://HOST:7833")]
+    #[error("the queen's URL `{url}` cannot be used: {problem}")]
     QueenUrl {
         /// The URL as it was given, without user and password.
         url: String,

@@ -8,15 +8,19 @@
 
 mod client;
 mod driver;
+mod dropped;
 mod error;
 mod machine;
 mod options;
+mod queen_url;
 mod transport;
 
 #[cfg(test)]
 mod tests;
 
 pub use client::{HeartbeatClient, HeartbeatHandle};
+pub use dropped::remedy;
 pub use error::Error;
 pub use machine::{Beat, ClientState, Machine};
 pub use options::{Options, Source, Timing, Token};
+pub use queen_url::QueenUrl;

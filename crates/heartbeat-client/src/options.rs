@@ -79,6 +79,6 @@ pub trait Source<T>: Send + Sync + 'static {
     /// The payload of the beat that is about to be sent, also of each retry. Runs on the async runtime: must be quick.
     fn build(&self, delivery: Delivery) -> T;
 
-    /// The queen has acknowledged this payload: what it reported as changed need not be said again.
+    /// The queen has acknowledged this payload, and not dropped it: what it reported as changed need not be said again.
     fn delivered(&self, _payload: &T, _ack: &HeartbeatAck) {}
 }

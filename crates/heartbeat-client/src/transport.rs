@@ -8,7 +8,7 @@ use reqwest::{
 };
 use shared_contract::{ErrorBody, HeartbeatAck};
 
-use crate::{Error, Token};
+use crate::{Error, QueenUrl, Token};
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -44,25 +44,22 @@ fn bearer(token: &Token) -> Result<HeaderValue, Error> {
 }
 
 fn endpoint(queen: &str, path: &str) -> Result<Url, Error> {
-    let wrong = |url: &str, problem: &str| Error::QueenUrl {
-        url: url.to_owned(),
+    let wrong = |problem: &str| Error::QueenUrl {
+        url: without_userinfo(queen),
         problem: problem.to_owned(),
     };
-    let mut url = Url::parse(queen.trim()).map_err(|error| wrong(queen, &format!("cannot be read ({error})")))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        // Shown without what may be a secret.
-        let shown = url.host_str().unwrap_or_default().to_owned();
-        return Err(wrong(&shown, "must not carry a user or a password, use a token"));
+    let base: QueenUrl = queen.parse().map_err(wrong)?;
+    Url::parse(&format!("{base}{path}")).map_err(|error| wrong(&error.to_string()))
+}
+
+/// Shown without what may be a secret.
+fn without_userinfo(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
+            parsed.host_str().unwrap_or_default().to_owned()
+        }
+        _ => url.to_owned(),
     }
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(wrong(queen, "is not an http address"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong(queen, "must not have a query or a fragment"));
-    }
-    let path = format!("{}{path}", url.path().trim_end_matches('/'));
-    url.set_path(&path);
-    Ok(url)
 }
 
 impl Transport for HttpTransport {

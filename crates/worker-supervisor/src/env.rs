@@ -41,6 +41,7 @@ pub const WITHHELD: &[(&str, &str)] = &[
     ("RBEE_MODEL_ID", "given as an argument"),
     ("RBEE_DEVICE", "given as an argument"),
     ("RBEE_STATE_DIR", "another daemon's folder"),
+    ("RBEE_INCARNATION", "given anew at each start"),
     ("RBEE_ADVERTISE_HOST", "given as an argument"),
 ];
 

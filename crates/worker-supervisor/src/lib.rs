@@ -10,6 +10,7 @@ mod backoff;
 mod env;
 mod exit;
 mod log;
+mod start_number;
 mod supervisor;
 mod task;
 
@@ -67,6 +68,9 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Variables that it gets besides the [`INHERITED`] ones.
     pub env: Vec<(OsString, OsString)>,
+    /// Variable by which each process gets a number that is greater than that of every start before it, also where the
+    /// clock stepped back: the time of its start in milliseconds since the epoch, unless that was given already.
+    pub start_number: Option<OsString>,
     /// A file that the process writes once it is up; removed before each start.
     pub announce: Option<PathBuf>,
 }
@@ -79,6 +83,7 @@ impl fmt::Debug for Spec {
             .field("program", &self.program)
             .field("args", &self.args)
             .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("start_number", &self.start_number)
             .field("announce", &self.announce)
             .finish()
     }
@@ -135,8 +140,10 @@ pub enum EventKind {
         /// 1 for the first, then 2, and so on.
         starts: u32,
     },
-    /// The process ended.
+    /// The process ended, or could not be started again.
     Exited {
+        /// The process that ended; `None` if there was none.
+        pid: Option<u32>,
         /// How.
         exit: Exit,
         /// For people: `stopped`, `exit code 1`, `killed by signal 9 (SIGKILL)`.

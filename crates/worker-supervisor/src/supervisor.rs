@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use crate::log::{self, Log};
+use crate::start_number::StartNumbers;
 use crate::task::{self, Order, Task};
 use crate::{Ending, Error, Event, EventKind, Kept, Options, Spec, State};
 
@@ -22,6 +23,7 @@ pub struct Supervisor {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    pub(crate) start_numbers: StartNumbers,
     table: Mutex<Table>,
     events: broadcast::Sender<Event>,
 }
@@ -45,6 +47,7 @@ impl Supervisor {
         let (events, _) = broadcast::channel(options.event_capacity);
         let shared = Shared {
             options,
+            start_numbers: StartNumbers::default(),
             table: Mutex::default(),
             events,
         };
@@ -72,7 +75,7 @@ impl Supervisor {
                 limit: options.max_workers,
             });
         }
-        let child = task::launch(&spec, &log)?;
+        let child = task::launch(&spec, &log, &self.shared.start_numbers)?;
         let pid = child.id().unwrap_or_default();
         let (orders, their_orders) = watch::channel(Order::Run);
         let (ending, ended) = watch::channel(None);

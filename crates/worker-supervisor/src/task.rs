@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 
 use crate::backoff::{Failures, Verdict};
 use crate::log::Log;
+use crate::start_number::StartNumbers;
 use crate::supervisor::Shared;
 use crate::{Ending, Error, EventKind, Exit, Spec, State, env};
 
@@ -54,7 +55,7 @@ impl Order {
 }
 
 /// Starts the process of a spec, which prints to its log.
-pub(crate) fn launch(spec: &Spec, log: &Log) -> Result<Child, Error> {
+pub(crate) fn launch(spec: &Spec, log: &Log, numbers: &StartNumbers) -> Result<Child, Error> {
     let spawn_error = |source| Error::Spawn {
         program: spec.program.clone(),
         source,
@@ -75,6 +76,7 @@ pub(crate) fn launch(spec: &Spec, log: &Log) -> Result<Child, Error> {
         .env_clear()
         .envs(env::inherited(std::env::vars_os()))
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .envs(spec.start_number.iter().map(|name| (name, numbers.next().to_string())))
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)
@@ -107,14 +109,15 @@ impl Task {
         let mut child = Some(child);
         while let Some(current) = child {
             let started = Instant::now();
+            let pid = current.id();
             let (exit, killed) = self.attend(current).await;
             if self.kill_at().is_some() || exit == Exit::Code(0) {
-                self.finish(exit, killed);
+                self.finish(pid, exit, killed);
                 let how = if killed { Ending::Killed } else { Ending::Ended };
                 ending.send_replace(Some(how));
                 return;
             }
-            child = self.revive(exit, started.elapsed()).await;
+            child = self.revive(pid, exit, started.elapsed()).await;
         }
         ending.send_replace(Some(Ending::Ended));
     }
@@ -163,7 +166,7 @@ impl Task {
     }
 
     /// The process was stopped, or ended by itself with status 0.
-    fn finish(&self, exit: Exit, killed: bool) {
+    fn finish(&self, pid: Option<u32>, exit: Exit, killed: bool) {
         let reason = match (self.kill_at(), killed) {
             (Some(_), true) => "killed, as it did not end within the grace period".to_owned(),
             (Some(_), false) => "stopped".to_owned(),
@@ -176,18 +179,19 @@ impl Task {
             // What it said of itself holds no more; where it said nothing there is no file.
             let _ = fs::remove_file(path);
         }
-        self.shared.publish(&self.spec.id, EventKind::Exited { exit, reason });
+        self.shared
+            .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
         self.shared.publish(&self.spec.id, EventKind::Stopped);
     }
 
     /// The process failed: starts it again after a pause. `None` if it is given up or was stopped meanwhile.
-    async fn revive(&mut self, mut exit: Exit, mut lived: Duration) -> Option<Child> {
+    async fn revive(&mut self, mut pid: Option<u32>, mut exit: Exit, mut lived: Duration) -> Option<Child> {
         let mut reason = exit.to_string();
         loop {
             let after = match self.failures.record(lived, &self.shared.options.backoff) {
                 Verdict::Restart { after } => after,
                 Verdict::GiveUp => {
-                    self.give_up(exit, reason);
+                    self.give_up(pid, exit, reason);
                     return None;
                 }
             };
@@ -198,15 +202,18 @@ impl Task {
                 kept.exit = Some(exit);
                 kept.reason = Some(reason.clone());
             });
-            self.shared.publish(&self.spec.id, EventKind::Exited { exit, reason });
+            self.shared
+                .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
             self.shared.publish(&self.spec.id, EventKind::Restarting { after });
             if self.stopped_within(after).await {
                 self.leave();
                 return None;
             }
-            match launch(&self.spec, &self.log) {
+            match launch(&self.spec, &self.log, &self.shared.start_numbers) {
                 Ok(child) => return Some(self.started(child)),
-                Err(error) => (exit, reason, lived) = (Exit::Unknown, error.to_string(), Duration::ZERO),
+                Err(error) => {
+                    (pid, exit, reason, lived) = (None, Exit::Unknown, error.to_string(), Duration::ZERO);
+                }
             }
         }
     }
@@ -231,7 +238,7 @@ impl Task {
         child
     }
 
-    fn give_up(&self, exit: Exit, reason: String) {
+    fn give_up(&self, pid: Option<u32>, exit: Exit, reason: String) {
         let times = self.shared.options.backoff.failures;
         let mut why = format!("{reason}, after {times} failures in a row");
         let lines = self.log.tail(QUOTED_LINES);
@@ -247,7 +254,8 @@ impl Task {
             kept.exit = Some(exit);
             kept.reason = Some(why.clone());
         });
-        self.shared.publish(&self.spec.id, EventKind::Exited { exit, reason });
+        self.shared
+            .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
         self.shared.publish(&self.spec.id, EventKind::Failed { reason: why });
         // An order that came before the state was set is not lost; one that comes after it finds a failed process.
         if self.kill_at().is_some() {

@@ -49,6 +49,7 @@ fn shell(name: &str, script: &str) -> Spec {
         program: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         env: Vec::new(),
+        start_number: None,
         announce: None,
     }
 }
@@ -86,10 +87,12 @@ async fn a_started_process_is_listed_until_it_is_stopped() {
     let ending = bed.supervisor.stop(&id("w"), LONG).await.unwrap();
     assert_eq!(ending, Ending::Ended);
     assert!(bed.supervisor.list().is_empty());
-    let EventKind::Exited { exit, reason } = bed.next().await else {
-        panic!("it did not exit")
+    let stopped = EventKind::Exited {
+        pid: Some(pid),
+        exit: Exit::Signal(15),
+        reason: "stopped".into(),
     };
-    assert_eq!((exit, reason.as_str()), (Exit::Signal(15), "stopped"));
+    assert_eq!(bed.next().await, stopped);
     assert_eq!(bed.next().await, EventKind::Stopped);
 }
 
@@ -124,6 +127,7 @@ async fn a_killed_process_is_seen_at_once_and_started_again_under_the_same_id() 
     )
     .unwrap();
     let exited = EventKind::Exited {
+        pid: Some(pid),
         exit: Exit::Signal(9),
         reason: "killed by signal 9 (SIGKILL)".into(),
     };
@@ -276,4 +280,48 @@ async fn what_a_process_announced_is_removed_before_the_next_start() {
         panic!("it did not exit")
     };
     assert_eq!(exit, Exit::Signal(15));
+}
+
+#[tokio::test]
+async fn each_start_gets_a_greater_number_than_all_before() {
+    let mut bed = bed();
+    let numbers = bed.folder.path().join("numbers");
+    let script = format!("echo $START_NUMBER >> {}; exit 1", numbers.display());
+    for name in ["a", "b"] {
+        let spec = Spec {
+            start_number: Some("START_NUMBER".into()),
+            ..shell(name, &script)
+        };
+        bed.supervisor.start(spec).unwrap();
+        while !matches!(bed.next().await, EventKind::Failed { .. }) {}
+    }
+    let given: Vec<u64> = std::fs::read_to_string(numbers)
+        .unwrap()
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .collect();
+    assert_eq!(given.len(), 10, "{given:?}");
+    assert!(given.is_sorted_by(|a, b| a < b), "{given:?}");
+}
+
+#[tokio::test]
+async fn a_start_that_failed_is_no_process_that_ended() {
+    let mut bed = bed();
+    let program = bed.folder.path().join("worker");
+    std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+    let script = format!("rm {}; exit 1", program.display());
+    let spec = Spec {
+        program: program.clone().into(),
+        ..shell("w", &script)
+    };
+    let first = bed.supervisor.start(spec).unwrap();
+    let mut ended = Vec::new();
+    loop {
+        match bed.next().await {
+            EventKind::Exited { pid, .. } => ended.push(pid),
+            EventKind::Failed { .. } => break,
+            _ => {}
+        }
+    }
+    assert_eq!(ended, [Some(first), None, None, None, None]);
 }

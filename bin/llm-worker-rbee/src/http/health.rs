@@ -1,5 +1,7 @@
 //! `GET /health` and `GET /metrics`: for everybody, always.
 
+use std::sync::Arc;
+
 use axum::extract::State as FromState;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -10,6 +12,7 @@ use worker_contract::WorkerStatus;
 
 use super::Shared;
 use crate::heartbeat;
+use crate::queens::Queens;
 use crate::state::{Phase, State};
 
 /// Content type of Prometheus' text format.
@@ -34,13 +37,16 @@ pub struct Health {
     pub model_id: ModelId,
     /// Its name.
     pub worker_id: WorkerId,
+    /// What is wrong between the worker and its queens, and what to do.
+    #[serde(default)]
+    pub queen_problem: Option<String>,
 }
 
-pub(super) async fn health(FromState(state): Shared) -> Json<Health> {
-    Json(of(&state))
+pub(super) async fn health(FromState(state): Shared, FromState(queens): FromState<Arc<Queens>>) -> Json<Health> {
+    Json(of(&state, queens.problem()))
 }
 
-fn of(state: &State) -> Health {
+fn of(state: &State, queen_problem: Option<String>) -> Health {
     let phase = state.phase();
     let is_busy = state
         .served()
@@ -62,6 +68,7 @@ fn of(state: &State) -> Health {
         progress: detail.progress,
         model_id: state.identity.model_id.clone(),
         worker_id: state.identity.worker_id.clone(),
+        queen_problem,
     }
 }
 

@@ -6,12 +6,13 @@ mod completions;
 mod health;
 mod infer;
 mod models;
+mod queens;
 mod stream;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State as FromState};
+use axum::extract::{DefaultBodyLimit, FromRef, State as FromState};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
@@ -20,6 +21,7 @@ use openai_api::InvalidRequest;
 use serde::Serialize;
 use shared_contract::ErrorKind;
 
+use crate::queens::Queens;
 use crate::state::{Phase, Served, State};
 
 pub use health::Health;
@@ -34,8 +36,27 @@ const RETRY_DRAINING_S: u32 = 1;
 
 type Shared = FromState<Arc<State>>;
 
+/// What the handlers work with.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) state: Arc<State>,
+    pub(crate) queens: Arc<Queens>,
+}
+
+impl FromRef<App> for Arc<State> {
+    fn from_ref(app: &App) -> Self {
+        Self::clone(&app.state)
+    }
+}
+
+impl FromRef<App> for Arc<Queens> {
+    fn from_ref(app: &App) -> Self {
+        Self::clone(&app.queens)
+    }
+}
+
 /// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`.
-pub(crate) fn router(state: Arc<State>, token: Option<Secret>) -> Router {
+pub(crate) fn router(app: App, token: Option<Secret>) -> Router {
     let guard = Guard::new(token, "--token");
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::create))
@@ -44,13 +65,14 @@ pub(crate) fn router(state: Arc<State>, token: Option<Secret>) -> Router {
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/infer", post(infer::create))
         .route("/v1/drain", post(drain))
+        .route("/v1/queens", post(queens::add))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .route_layer(from_fn_with_state(guard, auth::require));
     Router::new()
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .merge(guarded)
-        .with_state(state)
+        .with_state(app)
 }
 
 #[derive(Serialize)]

@@ -5,7 +5,7 @@ use axum::extract::State as FromState;
 use axum::routing::post;
 use daemon::Json;
 use serde_json::{Value, json};
-use shared_contract::HeartbeatAck;
+use shared_contract::{DropReason, HeartbeatAck};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
@@ -20,15 +20,20 @@ fn chat(stream: bool) -> Value {
 }
 
 /// A queen that acknowledges and passes on what she hears.
-struct Queen {
-    url: String,
+pub(super) struct Queen {
+    pub(super) url: String,
     beats: mpsc::Receiver<WorkerHeartbeat>,
 }
 
 impl Queen {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
+        Self::who_drops(None).await
+    }
+
+    /// One that drops each beat for this reason.
+    pub(super) async fn who_drops(dropped: Option<DropReason>) -> Self {
         let (sender, beats) = mpsc::channel(100);
-        let hear = |FromState(sender): FromState<mpsc::Sender<WorkerHeartbeat>>, Json(beat)| async move {
+        let hear = move |FromState(sender): FromState<mpsc::Sender<WorkerHeartbeat>>, Json(beat)| async move {
             sender.send(beat).await.unwrap();
             Json(HeartbeatAck {
                 status: "ok".into(),
@@ -37,6 +42,7 @@ impl Queen {
                 ttl_ms: 600_000,
                 want_full: false,
                 queen_id: None,
+                dropped,
             })
         };
         let router = Router::new()
@@ -48,7 +54,7 @@ impl Queen {
         Self { url, beats }
     }
 
-    async fn hears(&mut self, status: WorkerStatus) -> WorkerHeartbeat {
+    pub(super) async fn hears(&mut self, status: WorkerStatus) -> WorkerHeartbeat {
         let wait = async {
             loop {
                 let beat = self.beats.recv().await.unwrap();

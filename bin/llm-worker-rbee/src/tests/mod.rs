@@ -2,5 +2,6 @@
 
 mod answers;
 mod life;
+mod queens;
 mod refusals;
 mod support;

@@ -1,11 +1,14 @@
 //! The whole client under paused time, with a queen who follows a script.
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use shared_contract::HeartbeatAck;
+use shared_contract::{DropReason, HeartbeatAck};
 use tokio::{
     sync::mpsc,
     time::{Instant, advance, sleep},
@@ -365,4 +368,111 @@ async fn the_watch_shows_each_state_on_the_way() {
         }
     }
     assert_eq!(seen, [Startup, DiscoveryPush, DiscoveryWait, Discovered, Heartbeating]);
+}
+
+fn dropped(reason: DropReason) -> Answer {
+    Answer::Ack(HeartbeatAck {
+        dropped: Some(reason),
+        ..ack()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queen_who_drops_the_beats_is_shown_until_she_takes_one() {
+    let (mut scene, _) = Scene::heartbeating().await;
+    assert_eq!(scene.client.last_drop(), None);
+    for reason in [
+        DropReason::Conflict,
+        DropReason::OlderIncarnation,
+        DropReason::Departed,
+        DropReason::Unknown,
+    ] {
+        scene.queen_answers(dropped(reason));
+        scene.beat().await;
+        scene.settle().await;
+        assert_eq!(scene.client.last_drop(), Some(reason));
+        assert_eq!(
+            scene.client.state(),
+            ClientState::Heartbeating,
+            "she is there all the same"
+        );
+        assert_eq!(scene.client.last_error(), None);
+    }
+    scene.queen_answers(Answer::Ack(ack()));
+    scene.beat().await;
+    scene.settle().await;
+    assert_eq!(scene.client.last_drop(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_came_twice_or_too_late_says_nothing_about_the_sender() {
+    let (mut scene, _) = Scene::heartbeating().await;
+    for reason in [DropReason::Duplicate, DropReason::Reordered] {
+        scene.queen_answers(dropped(reason));
+        scene.beat().await;
+        scene.settle().await;
+        assert_eq!(scene.client.last_drop(), None);
+    }
+    scene.queen_answers(dropped(DropReason::Conflict));
+    scene.beat().await;
+    scene.queen_answers(dropped(DropReason::Duplicate));
+    scene.beat().await;
+    scene.settle().await;
+    assert_eq!(scene.client.last_drop(), Some(DropReason::Conflict));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_queen_dropped_counts_as_not_said_unless_she_had_it_already() {
+    let (mut scene, _) = Scene::heartbeating().await;
+    let said = |scene: &Scene| scene.source.delivered.load(Ordering::SeqCst);
+    let before = said(&scene);
+    scene.queen_answers(dropped(DropReason::Conflict));
+    scene.beat().await;
+    scene.settle().await;
+    assert_eq!(said(&scene), before);
+    scene.queen_answers(dropped(DropReason::Duplicate));
+    let (_, probe) = scene.beat().await;
+    scene.settle().await;
+    assert_eq!(said(&scene), probe.seq);
+}
+
+/// Counts the warnings of the thread that it is the default of.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn event(&self, _event: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _span: &tracing::span::Id, _values: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
+    fn enter(&self, _span: &tracing::span::Id) {}
+    fn exit(&self, _span: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_change_of_the_reason_is_one_warning_however_many_beats_are_dropped() {
+    let warnings = Warnings::default();
+    let _default = tracing::subscriber::set_default(warnings.clone());
+    let (mut scene, _) = Scene::heartbeating().await;
+    for (reason, so_far) in [
+        (DropReason::Duplicate, 0),
+        (DropReason::Conflict, 1),
+        (DropReason::Conflict, 1),
+        (DropReason::Reordered, 1),
+        (DropReason::Conflict, 1),
+        (DropReason::OlderIncarnation, 2),
+        (DropReason::Conflict, 3),
+    ] {
+        scene.queen_answers(dropped(reason));
+        scene.beat().await;
+        scene.settle().await;
+        assert_eq!(warnings.0.load(Ordering::SeqCst), so_far, "{reason:?}");
+    }
 }

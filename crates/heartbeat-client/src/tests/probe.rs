@@ -72,5 +72,6 @@ pub(super) fn ack() -> HeartbeatAck {
         ttl_ms: 90_000,
         want_full: false,
         queen_id: None,
+        dropped: None,
     }
 }
