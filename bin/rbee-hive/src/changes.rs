@@ -79,6 +79,7 @@ mod tests {
         WorkerExit {
             worker_id: id(text),
             reason: "exit code 1".into(),
+            pid: Some(1),
         }
     }
 

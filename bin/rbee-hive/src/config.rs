@@ -9,9 +9,8 @@ use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
+use heartbeat_client::QueenUrl;
 use shared_contract::HiveId;
-
-use crate::queens::QueenUrl;
 
 /// Program that serves one model; beside the hive's own, or on `PATH`.
 const WORKER_PROGRAM: &str = "llm-worker-rbee";
@@ -57,6 +56,9 @@ pub struct Args {
     /// Name or address under which queens reach this host [default: the address that its heartbeats come from]
     #[arg(long, env = "RBEE_ADVERTISE_HOST", value_name = "HOST")]
     advertise_host: Option<String>,
+    /// Announce this hive on the local network, so that queens with --mdns find it
+    #[arg(long, env = "RBEE_MDNS", value_parser = BoolishValueParser::new())]
+    mdns: bool,
     /// How long workers may take to finish their requests when they are stopped
     #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=86_400))]
     grace_s: u64,
@@ -97,6 +99,8 @@ pub struct Config {
     pub worker_host: IpAddr,
     /// What queens are told to dial; `None`: the address that the heartbeat comes from.
     pub advertise_host: Option<String>,
+    /// Whether this hive is announced on the local network.
+    pub mdns: bool,
     /// How long a stopped worker may take.
     pub grace: Duration,
     /// How long a new worker may take until it is ready.
@@ -117,6 +121,11 @@ impl TryFrom<Args> for Config {
         if args.worker_host.is_some() {
             let workers = daemon::auth::check_bind(SocketAddr::new(worker_host, 0), has_token, args.insecure);
             mistakes.extend(workers.err().map(|mistake| format!("--worker-host: {mistake}")));
+        }
+        if args.mdns && address.ip().is_loopback() {
+            mistakes.push(format!(
+                "--mdns: nobody on the local network can reach {address}: set --host, for example to 0.0.0.0"
+            ));
         }
         let mut queen_urls = Vec::new();
         for url in &args.queen_url {
@@ -160,6 +169,7 @@ impl TryFrom<Args> for Config {
                 worker_command,
                 worker_host,
                 advertise_host: args.advertise_host,
+                mdns: args.mdns,
                 grace: Duration::from_secs(args.grace_s),
                 load_timeout: Duration::from_secs(args.load_timeout_s),
                 nvml_library: args.nvml_library,
@@ -246,6 +256,18 @@ mod tests {
                 "{word}: {mistakes:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_hive_that_only_its_own_host_can_reach_is_not_announced() {
+        let mistakes = configure(&["--mdns"]).unwrap_err();
+        assert!(mistakes[0].contains("--host"), "{mistakes:?}");
+        assert!(
+            configure(&["--mdns", "--host", "10.0.0.1", "--token", "a-long-secret"])
+                .unwrap()
+                .mdns
+        );
+        assert!(!configure(&[]).unwrap().mdns);
     }
 
     #[test]

@@ -13,12 +13,13 @@ use hive_contract::{
 use model_store::{ModelStore, StoreError};
 use shared_contract::{HealthStatus, ModelId, OperationalStatus, WorkerId};
 use tokio::sync::watch;
-use worker_supervisor::{Exit, Supervisor};
+use worker_supervisor::{Exit, Kept, Supervisor};
 
 use crate::changes::{Change, ChangeLog};
 use crate::heartbeat::Present;
 use crate::identity::Identity;
 use crate::metrics::Counters;
+use crate::workers::adopt;
 
 /// Kind of process that workers are, in process stats.
 const GROUP: &str = "llm-worker";
@@ -214,14 +215,24 @@ impl Core {
         health(&self.workers.borrow(), self.monitor.snapshot().problem())
     }
 
+    /// The worker processes. One that has ended is not shown as one that runs, even before the table has heard of it.
     pub(crate) fn process_stats(&self) -> Vec<ProcessStats> {
         let snapshot = self.monitor.snapshot();
+        // First the table, so that what the supervisor says otherwise is newer.
+        let mut table = self.workers.borrow().clone();
+        let kept: BTreeMap<WorkerId, Kept> = self
+            .supervisor
+            .list()
+            .into_iter()
+            .map(|kept| (kept.id.clone(), kept))
+            .collect();
+        table.retain(|id, worker| correct(worker, kept.get(id)));
         let measured = |(id, worker): (&WorkerId, &Worker)| {
             let mut stats = stats_of(id, worker);
             snapshot.measure(&mut stats);
             stats
         };
-        self.workers.borrow().iter().map(measured).collect()
+        table.iter().map(measured).collect()
     }
 
     /// Everything that a heartbeat can say.
@@ -297,6 +308,23 @@ pub(crate) fn entry(model: model_store::StoredModel) -> ModelEntry {
     }
 }
 
+/// Makes an entry of the table say what its supervisor says now, if it speaks of a process that has ended. `false` if the
+/// worker is not kept any more.
+fn correct(worker: &mut Worker, kept: Option<&Kept>) -> bool {
+    match (worker.pid, kept) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(pid), Some(kept)) => {
+            if kept.pid != Some(pid) {
+                worker.port = None;
+                worker.state = ProcessState::Starting;
+                adopt(worker, kept.clone());
+            }
+            true
+        }
+    }
+}
+
 /// What is known of a worker's process before it is measured.
 fn stats_of(id: &WorkerId, worker: &Worker) -> ProcessStats {
     ProcessStats {
@@ -355,6 +383,42 @@ mod tests {
             reason.contains("no answer from the driver") && !reason.contains("secret"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn a_process_that_has_ended_does_not_run_whatever_the_table_says() {
+        let kept = |pid, state| Kept {
+            id: WorkerId::new("w").unwrap(),
+            state,
+            pid,
+            starts: 1,
+            exit: None,
+            reason: None,
+            log: "/logs/w.log".into(),
+        };
+        let running = Worker {
+            pid: Some(7),
+            port: Some(9301),
+            ..table(ProcessState::Running).into_values().next().unwrap()
+        };
+        let corrected = |kept: Option<Kept>| {
+            let mut worker = running.clone();
+            correct(&mut worker, kept.as_ref()).then_some((worker.state, worker.pid, worker.port))
+        };
+        use worker_supervisor::State;
+        assert_eq!(
+            corrected(Some(kept(Some(7), State::Running))),
+            Some((ProcessState::Running, Some(7), Some(9301)))
+        );
+        assert_eq!(
+            corrected(Some(kept(None, State::Restarting))),
+            Some((ProcessState::Restarting, None, None))
+        );
+        assert_eq!(
+            corrected(Some(kept(Some(8), State::Running))),
+            Some((ProcessState::Starting, Some(8), None))
+        );
+        assert_eq!(corrected(None), None, "it ended and does not come back");
     }
 
     #[test]

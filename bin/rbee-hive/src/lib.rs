@@ -15,7 +15,9 @@ mod engines;
 mod heartbeat;
 mod http;
 mod identity;
+mod introduce;
 mod jobs;
+mod mdns;
 mod metrics;
 mod operations;
 mod queens;
@@ -36,8 +38,8 @@ use tokio::task::JoinSet;
 use worker_supervisor::Supervisor;
 
 pub use config::{Args, Config};
+pub use heartbeat_client::QueenUrl;
 pub use identity::IdentityError;
-pub use queens::QueenUrl;
 
 use crate::core::{Core, Parts};
 use crate::heartbeat::QueenSource;
@@ -129,12 +131,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     // Aborted when this function ends, in whichever way.
     let mut background = JoinSet::new();
     let events = app.core.supervisor.subscribe();
-    background.spawn(workers::follow(
-        Arc::clone(&app.core),
-        events,
-        app.launcher.clone(),
-        http,
-    ));
+    background.spawn(workers::follow(Arc::clone(&app), events, http));
     background.spawn(pass_on_news(Arc::clone(&app)));
     background.spawn(watch_host(Arc::clone(&app.core)));
 
@@ -155,7 +152,8 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     let router = http::router(Arc::clone(&app));
     tokio::join!(
         daemon::serve::serve(listener, router, &shutdown, options),
-        wind_down(&app, &shutdown)
+        wind_down(&app, &shutdown),
+        mdns::announce(&app, port)
     );
     tracing::info!("hive has ended");
     Ok(())

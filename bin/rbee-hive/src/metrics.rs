@@ -39,6 +39,11 @@ struct DeviceLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -113,6 +118,16 @@ fn workers(registry: &mut Registry, app: &App) {
         "queens_answering",
         "Queens that answer its heartbeats",
         answering as f64,
+    );
+    let dropping = Family::<ReasonLabels, Gauge>::default();
+    for reason in app.queens.drops() {
+        let reason = reason.as_str();
+        dropping.get_or_create(&ReasonLabels { reason }).inc();
+    }
+    registry.register(
+        "queens_dropping",
+        "Queens that take its heartbeats for no news of it, by the reason",
+        dropping,
     );
 }
 

@@ -1,49 +1,14 @@
 //! The queens that this hive reports to: those of the settings, and those that asked for its capabilities.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use heartbeat_client::{ClientState, HeartbeatClient, HeartbeatHandle, Options, Source, Token};
+use heartbeat_client::{ClientState, HeartbeatClient, HeartbeatHandle, Options, QueenUrl, Source, Token, remedy};
 use hive_contract::HiveHeartbeat;
+use shared_contract::DropReason;
+use tokio::sync::watch;
 
 /// Queens that a hive reports to at once.
 pub(crate) const LIMIT: usize = 8;
-
-/// Address of a queen, `http://HOST[:PORT][/PREFIX]`, without a slash at the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueenUrl(String);
-
-impl QueenUrl {
-    /// As it is written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for QueenUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for QueenUrl {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let url = reqwest::Url::parse(text).map_err(|_| "not a URL; it should look like http://HOST:7833")?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-            return Err("not an address of a queen; it should look like http://HOST:7833");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err("a queen's address carries no user or password; use --token");
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err("a queen's address ends with its host, port and path");
-        }
-        Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
-    }
-}
 
 /// Why a queen is not reported to.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +19,16 @@ pub(crate) enum QueenError {
     Client(#[from] heartbeat_client::Error),
 }
 
+/// The queens, and how often each of them has pulled.
+pub(crate) type Roll = Vec<(QueenUrl, u64)>;
+
 /// One heartbeat client for each queen.
 pub(crate) struct Queens {
     http: reqwest::Client,
     token: Option<Token>,
     incarnation: u64,
     clients: Mutex<Vec<Client>>,
+    roll: watch::Sender<Roll>,
 }
 
 struct Client {
@@ -67,6 +36,8 @@ struct Client {
     handle: HeartbeatHandle,
     /// Named in the settings, so never given up for another.
     pinned: bool,
+    /// How often she asked for the capabilities.
+    pulls: u64,
 }
 
 impl Queens {
@@ -76,17 +47,21 @@ impl Queens {
             token,
             incarnation,
             clients: Mutex::default(),
+            roll: watch::Sender::default(),
         }
     }
 
     /// Reports to a queen of the settings.
     pub(crate) fn add(&self, url: QueenUrl, source: Arc<dyn Source<HiveHeartbeat>>) -> Result<(), QueenError> {
         let handle = self.client(&url, source)?;
-        self.lock().push(Client {
+        let mut clients = self.lock();
+        clients.push(Client {
             url,
             handle,
             pinned: true,
+            pulls: 0,
         });
+        self.publish(&clients);
         Ok(())
     }
 
@@ -98,8 +73,10 @@ impl Queens {
         source: impl FnOnce() -> Arc<dyn Source<HiveHeartbeat>>,
     ) -> Result<(), QueenError> {
         let mut clients = self.lock();
-        if let Some(client) = clients.iter().find(|client| client.url == url) {
+        if let Some(client) = clients.iter_mut().find(|client| client.url == url) {
             client.handle.discovered_by_pull();
+            client.pulls += 1;
+            self.publish(&clients);
             return Ok(());
         }
         if clients.len() >= LIMIT {
@@ -117,7 +94,9 @@ impl Queens {
             url,
             handle,
             pinned: false,
+            pulls: 1,
         });
+        self.publish(&clients);
         Ok(())
     }
 
@@ -131,6 +110,25 @@ impl Queens {
     /// Where they are.
     pub(crate) fn urls(&self) -> Vec<QueenUrl> {
         self.lock().iter().map(|client| client.url.clone()).collect()
+    }
+
+    /// The queens; the receiver wakes at every pull by one.
+    pub(crate) fn roll(&self) -> watch::Receiver<Roll> {
+        self.roll.subscribe()
+    }
+
+    /// Why a queen takes what this hive says for no news of it, for each that does.
+    pub(crate) fn drops(&self) -> Vec<DropReason> {
+        self.lock()
+            .iter()
+            .filter_map(|client| client.handle.last_drop())
+            .collect()
+    }
+
+    /// What is wrong between this hive and its queens, and what to do; `None` if they take what it says.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let reason = *self.drops().first()?;
+        Some(format!("a queen drops the heartbeats: {reason}; {}", remedy(reason)))
     }
 
     /// How many of them answer, of how many.
@@ -158,33 +156,15 @@ impl Queens {
         Ok(HeartbeatClient::new(options, self.http.clone(), source)?.start())
     }
 
+    fn publish(&self, clients: &[Client]) {
+        let roll = clients
+            .iter()
+            .map(|client| (client.url.clone(), client.pulls))
+            .collect();
+        self.roll.send_replace(roll);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_queens_address_is_an_http_url_without_anything_behind_its_path() {
-        let parse = |text: &str| text.parse::<QueenUrl>().map(|url| url.to_string());
-        assert_eq!(parse("http://queen:7833/").as_deref(), Ok("http://queen:7833"));
-        assert_eq!(
-            parse("https://[::1]:7833/rbee/").as_deref(),
-            Ok("https://[::1]:7833/rbee")
-        );
-        for wrong in [
-            "queen:7833",
-            "ftp://queen",
-            "file:///etc/passwd",
-            "http://",
-            "http://user:secret@queen",
-            "http://queen/?x=1",
-            "",
-        ] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

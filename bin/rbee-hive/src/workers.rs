@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use heartbeat_client::QueenUrl;
 use hive_contract::{DeviceInfo, DeviceKind, ProcessState, WorkerExit};
 use serde::Deserialize;
 use shared_contract::{HiveId, ModelId, WorkerId};
@@ -13,10 +14,11 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use worker_contract::WorkerStatus;
 use worker_supervisor::{Event, EventKind, Kept, Spec, State};
 
+use crate::App;
 use crate::changes::Change;
 use crate::config::Config;
 use crate::core::{Core, Worker};
-use crate::queens::QueenUrl;
+use crate::introduce::introduce;
 
 /// Pause between two looks at a worker that starts.
 const LOOK: Duration = Duration::from_millis(100);
@@ -128,18 +130,19 @@ impl Launcher {
             program: self.program.clone(),
             args,
             env,
+            start_number: Some("RBEE_INCARNATION".into()),
             announce: Some(announce),
         }
     }
 
     /// Where this host reaches a worker that listens on `port`.
-    fn health_url(&self, port: u16) -> String {
+    fn base_url(&self, port: u16) -> String {
         let host = match self.host {
             IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             host => host,
         };
-        format!("http://{}/health", SocketAddr::new(host, port))
+        format!("http://{}", SocketAddr::new(host, port))
     }
 }
 
@@ -193,7 +196,8 @@ pub(crate) async fn stop(
 }
 
 /// Brings what happens to the processes into the table, for as long as it is polled.
-pub(crate) async fn follow(core: Arc<Core>, mut events: Receiver<Event>, launcher: Launcher, http: reqwest::Client) {
+pub(crate) async fn follow(app: Arc<App>, mut events: Receiver<Event>, http: reqwest::Client) {
+    let core = &app.core;
     let mut looks = tokio::task::JoinSet::new();
     loop {
         let event = tokio::select! {
@@ -205,44 +209,46 @@ pub(crate) async fn follow(core: Arc<Core>, mut events: Receiver<Event>, launche
             Ok(Event { id, kind }) => {
                 match &kind {
                     EventKind::Started { .. } => drop(core.counters.worker_starts.inc()),
-                    EventKind::Exited { reason, .. } => exited(&core, &id, reason),
+                    EventKind::Exited { pid, reason, .. } => exited(core, &id, *pid, reason),
                     _ => {}
                 }
-                reconcile(&core, &id).map(|pid| vec![(id, pid)]).unwrap_or_default()
+                reconcile(core, &id).map(|pid| vec![(id, pid)]).unwrap_or_default()
             }
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "worker events were missed, looking at all workers");
                 let ids: Vec<WorkerId> = core.workers().borrow().keys().cloned().collect();
                 ids.into_iter()
-                    .filter_map(|id| reconcile(&core, &id).map(|pid| (id, pid)))
+                    .filter_map(|id| reconcile(core, &id).map(|pid| (id, pid)))
                     .collect()
             }
             Err(RecvError::Closed) => return,
         };
         for (id, pid) in started {
-            looks.spawn(look(Arc::clone(&core), launcher.clone(), http.clone(), id, pid));
+            looks.spawn(accompany(Arc::clone(&app), http.clone(), id, pid));
         }
     }
 }
 
 /// A process has ended: the queens hear it at once.
-fn exited(core: &Core, id: &WorkerId, reason: &str) {
+fn exited(core: &Core, id: &WorkerId, pid: Option<u32>, reason: &str) {
     core.counters.worker_exits.inc();
     core.change_workers(|table| match table.get_mut(id) {
-        Some(worker) => {
+        // Where events were missed, the table may speak of a later process already.
+        Some(worker) if worker.pid.is_none() || worker.pid == pid => {
             worker.pid = None;
             worker.port = None;
             worker.step = None;
-            vec![removed(id, reason)]
+            vec![removed(id, pid, reason)]
         }
-        None => Vec::new(),
+        _ => Vec::new(),
     });
 }
 
-fn removed(id: &WorkerId, reason: &str) -> Change {
+fn removed(id: &WorkerId, pid: Option<u32>, reason: &str) -> Change {
     Change::WorkerRemoved(WorkerExit {
         worker_id: id.clone(),
         reason: reason.to_owned(),
+        pid,
     })
 }
 
@@ -253,10 +259,13 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
     core.change_workers(|table| {
         let Some(kept) = kept else {
             // That it has ended was told, unless that event was missed; that it will not come back was not.
-            let was_expected = table
+            let gone = table
                 .remove(id)
-                .is_some_and(|worker| worker.pid.is_some() || worker.state == ProcessState::Restarting);
-            return was_expected.then(|| removed(id, "ended")).into_iter().collect();
+                .filter(|worker| worker.pid.is_some() || worker.state == ProcessState::Restarting);
+            return gone
+                .map(|worker| removed(id, worker.pid, "ended"))
+                .into_iter()
+                .collect();
         };
         let Some(worker) = table.get_mut(id) else {
             return Vec::new();
@@ -276,7 +285,8 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
     started
 }
 
-fn adopt(worker: &mut Worker, kept: Kept) {
+/// Takes over what the supervisor knows; what only a look at the worker tells stays as it is.
+pub(crate) fn adopt(worker: &mut Worker, kept: Kept) {
     worker.pid = kept.pid;
     worker.restarts = kept.starts.saturating_sub(1);
     worker.exit = kept.exit;
@@ -308,34 +318,48 @@ struct Health {
     progress: Option<f32>,
 }
 
-/// Looks at a process that starts until it is ready or gone.
-async fn look(core: Arc<Core>, launcher: Launcher, http: reqwest::Client, id: WorkerId, pid: u32) {
-    let announce = launcher.announce_file(&id);
-    let mut pause = tokio::time::interval(LOOK);
-    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut port = None;
+/// Does for a process what is to be done while it lives: learns its port, sees it become ready, tells it of queens.
+async fn accompany(app: Arc<App>, http: reqwest::Client, id: WorkerId, pid: u32) {
+    let Some(port) = learn_port(&app, &id, pid).await else {
+        return;
+    };
+    let base_url = app.launcher.base_url(port);
+    tokio::join!(
+        watch_start(&app.core, &http, &base_url, &id, pid),
+        introduce(&app, &http, &base_url, &id, pid)
+    );
+}
+
+/// Waits until a process has announced its port; `None` if it is gone before.
+async fn learn_port(app: &App, id: &WorkerId, pid: u32) -> Option<u16> {
+    let announce = app.launcher.announce_file(id);
+    let mut pause = looks();
     loop {
         pause.tick().await;
-        if core
-            .workers()
-            .borrow()
-            .get(&id)
-            .is_none_or(|worker| worker.pid != Some(pid))
-        {
+        if !lives(&app.core, id, pid) {
+            return None;
+        }
+        if let Some(port) = announced(&announce).await {
+            of_process(&app.core, id, pid, |worker| worker.port = Some(port));
+            return Some(port);
+        }
+    }
+}
+
+/// Looks at a process that starts until it is ready or gone.
+async fn watch_start(core: &Core, http: &reqwest::Client, base_url: &str, id: &WorkerId, pid: u32) {
+    let url = format!("{base_url}/health");
+    let mut pause = looks();
+    loop {
+        pause.tick().await;
+        if !lives(core, id, pid) {
             return;
         }
-        let Some(port) = port else {
-            port = announced(&announce).await;
-            if let Some(port) = port {
-                of_process(&core, &id, pid, |worker| worker.port = Some(port));
-            }
-            continue;
-        };
-        let Some(health) = health(&http, &launcher.health_url(port)).await else {
+        let Some(health) = health(http, &url).await else {
             continue;
         };
         if matches!(health.status, WorkerStatus::Ready | WorkerStatus::Busy) {
-            of_process(&core, &id, pid, |worker| {
+            of_process(core, id, pid, |worker| {
                 worker.step = None;
                 if worker.state == ProcessState::Starting {
                     worker.state = ProcessState::Running;
@@ -344,8 +368,21 @@ async fn look(core: Arc<Core>, launcher: Launcher, http: reqwest::Client, id: Wo
             return;
         }
         let step = health.phase.map(|phase| (phase, health.progress));
-        of_process(&core, &id, pid, |worker| worker.step = step);
+        of_process(core, id, pid, |worker| worker.step = step);
     }
+}
+
+fn looks() -> tokio::time::Interval {
+    let mut pause = tokio::time::interval(LOOK);
+    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pause
+}
+
+fn lives(core: &Core, id: &WorkerId, pid: u32) -> bool {
+    core.workers()
+        .borrow()
+        .get(id)
+        .is_some_and(|worker| worker.pid == Some(pid))
 }
 
 /// Changes a worker, if it is still this process.
@@ -445,9 +482,9 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_asked_how_it_is_where_this_host_reaches_it() {
-        assert_eq!(launcher("0.0.0.0").health_url(1), "http://127.0.0.1:1/health");
-        assert_eq!(launcher("::").health_url(1), "http://[::1]:1/health");
-        assert_eq!(launcher("10.0.0.1").health_url(1), "http://10.0.0.1:1/health");
+    fn a_worker_is_asked_and_told_where_this_host_reaches_it() {
+        assert_eq!(launcher("0.0.0.0").base_url(1), "http://127.0.0.1:1");
+        assert_eq!(launcher("::").base_url(1), "http://[::1]:1");
+        assert_eq!(launcher("10.0.0.1").base_url(1), "http://10.0.0.1:1");
     }
 }

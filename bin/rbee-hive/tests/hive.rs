@@ -11,9 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared_contract::OperationalStatus;
+use shared_contract::{DropReason, OperationalStatus};
 
-use support::{queen, start, start_with, within};
+use support::{http_with, queen, queen_who_drops, start, start_with, within};
 
 #[tokio::test]
 #[ignore = "not a test of its own: the process that the others start as a worker"]
@@ -57,7 +57,11 @@ async fn a_killed_worker_is_told_to_the_queen_at_once_and_replaced_under_its_id(
         .beat_with(|beat| beat.changes.as_ref().is_some_and(|c| !c.workers_removed.is_empty()))
         .await;
     let exit = told.changes.unwrap().workers_removed.remove(0);
-    assert_eq!(exit.worker_id, id);
+    assert_eq!((&exit.worker_id, exit.pid), (&id, Some(pid)));
+    assert!(
+        told.workers.iter().all(|worker| worker.pid != pid),
+        "the beat that tells of its end does not list it"
+    );
     assert_eq!(exit.reason, "killed by signal 9 (SIGKILL)");
 
     let back = queen.beat_with(running).await;
@@ -204,6 +208,7 @@ async fn a_queen_that_asks_for_the_capabilities_gets_heartbeats() {
     let capabilities = bed.get(&path).await;
     assert_eq!(capabilities["devices"][0]["id"], "cpu");
     let beat = queen.next().await;
+    assert_eq!(capabilities["hive_id"], beat.hive.id.as_str());
     assert_eq!(beat.capabilities.unwrap().devices[0].id, "cpu");
     assert!(beat.monitor.ram_total_mb > 0);
     assert_eq!((beat.hive.hostname.as_str(), beat.seq), ("", 1));
@@ -216,6 +221,80 @@ async fn a_queen_that_asks_for_the_capabilities_gets_heartbeats() {
         let body = bed.get(&format!("/v1/capabilities?queen_url={wrong}")).await;
         assert_eq!(body["error"]["param"], "queen_url", "{wrong}");
     }
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_queen_that_finds_the_hive_is_passed_on_to_the_workers_that_run_already_and_to_each_new_process() {
+    let mut bed = start_with(|config| {
+        config.queen_urls = vec!["http://127.0.0.1:1".parse().unwrap()];
+        config.token = Some("a-long-secret".parse().unwrap());
+    })
+    .await;
+    bed.http = http_with("a-long-secret");
+    let (_, pid) = bed.spawn("good").await;
+    let first = bed.seen(|_| true).await;
+    assert_eq!(
+        first["notices"],
+        json!([]),
+        "queens of the settings are on its command line"
+    );
+
+    let pull = async || {
+        let path = "/v1/capabilities?queen_url=http://127.0.0.1:2";
+        assert_eq!(
+            within(bed.request(Method::GET, path).send()).await.unwrap().status(),
+            200
+        );
+    };
+    let notice = json!({"queen": "http://127.0.0.1:2", "token": "Bearer a-long-secret"});
+    let heard = |times: usize| {
+        let notices = json!(vec![notice.clone(); times]);
+        move |seen: &Value| seen["notices"] == notices
+    };
+    pull().await;
+    bed.seen(heard(1)).await;
+    // A queen that pulls again may have been started again: the workers' next beats need not wait for their time.
+    pull().await;
+    bed.seen(heard(2)).await;
+
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let second = bed.seen(heard(1)).await;
+    let incarnation = |seen: &Value| seen["incarnation"].as_u64().unwrap();
+    assert!(incarnation(&second) > incarnation(&first), "{second} follows {first}");
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_hear_of_a_queen_now_is_told_again() {
+    let bed = start().await;
+    bed.spawn("slow to hear").await;
+    bed.get("/v1/capabilities?queen_url=http://127.0.0.1:2").await;
+    let seen = bed.seen(|seen| seen["notices"].as_array().unwrap().len() == 2).await;
+    assert_eq!(seen["notices"][0], seen["notices"][1]);
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn health_and_metrics_say_that_a_queen_drops_the_beats_and_what_to_do() {
+    let mut queen = queen_who_drops(Some(DropReason::Conflict)).await;
+    let bed = start_with(|config| config.queen_urls = vec![queen.url.parse().unwrap()]).await;
+    queen.next().await;
+    let problem = within(async {
+        loop {
+            if let Value::String(problem) = &bed.get("/health").await["queen_problem"] {
+                return problem.clone();
+            }
+        }
+    })
+    .await;
+    assert!(problem.contains("its own state folder"), "{problem}");
+    let metrics = bed.request(Method::GET, "/metrics").send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(
+        metrics.contains("rbee_hive_queens_dropping{reason=\"conflict\"} 1"),
+        "{metrics}"
+    );
     bed.end().await;
 }
 

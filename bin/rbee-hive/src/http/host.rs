@@ -7,7 +7,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use daemon::{ApiError, Json, Query, sse};
 use futures_util::StreamExt;
-use hive_contract::Capabilities;
+use heartbeat_client::QueenUrl;
+use hive_contract::CapabilitiesReply;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared_contract::{ErrorKind, HealthStatus, HiveId, OperationalStatus, timing};
@@ -15,7 +16,7 @@ use tokio_stream::wrappers::IntervalStream;
 
 use super::Shared;
 use crate::heartbeat::QueenSource;
-use crate::queens::{QueenError, QueenUrl};
+use crate::queens::QueenError;
 use crate::{metrics, operations};
 
 /// Content type of Prometheus' text format.
@@ -31,7 +32,7 @@ pub(super) struct CapabilitiesQuery {
 pub(super) async fn capabilities(
     State(app): Shared,
     Query(query): Query<CapabilitiesQuery>,
-) -> Result<Json<Capabilities>, ApiError> {
+) -> Result<Json<CapabilitiesReply>, ApiError> {
     if let Some(text) = &query.queen_url {
         let url: QueenUrl = text
             .parse()
@@ -42,7 +43,10 @@ pub(super) async fn capabilities(
             QueenError::Client(why) => ApiError::invalid("queen_url", why.to_string()),
         })?;
     }
-    Ok(Json(app.core.capabilities()))
+    Ok(Json(CapabilitiesReply {
+        hive_id: Some(app.core.identity.id.clone()),
+        capabilities: app.core.capabilities(),
+    }))
 }
 
 /// The load of the host, each second, until the reader leaves or the hive ends.
@@ -75,6 +79,8 @@ pub(super) struct Health {
     reason: Option<String>,
     hive_id: HiveId,
     version: &'static str,
+    /// What is wrong between the hive and its queens, and what to do.
+    queen_problem: Option<String>,
 }
 
 pub(super) async fn health(State(app): Shared) -> Json<Health> {
@@ -88,6 +94,7 @@ pub(super) async fn health(State(app): Shared) -> Json<Health> {
         reason,
         hive_id: app.core.identity.id.clone(),
         version: env!("CARGO_PKG_VERSION"),
+        queen_problem: app.queens.problem(),
     })
 }
 

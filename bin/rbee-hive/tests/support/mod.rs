@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use daemon::{Json, Shutdown};
 use eventsource_stream::Eventsource;
@@ -14,11 +17,12 @@ use hive_contract::{HiveHeartbeat, JobAccepted, JobEvent};
 use rbee_hive::{Config, RunError};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use shared_contract::{HeartbeatAck, WorkerId};
+use shared_contract::{DropReason, HeartbeatAck, WorkerId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use worker_contract::{QueenList, QueenNotice};
 
 /// Far longer than anything here takes; reached only by a test that fails.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -52,6 +56,7 @@ pub(crate) fn config(folder: &TempDir) -> Config {
         worker_command: std::iter::once(this_program).chain(words.map(OsString::from)).collect(),
         worker_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         advertise_host: None,
+        mdns: false,
         grace: LONG,
         load_timeout: LONG,
         nvml_library: Some("/nowhere/libnvidia-ml.so.1".into()),
@@ -84,6 +89,16 @@ pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Bed {
     })
     .await;
     bed
+}
+
+/// A client that always sends this token.
+pub(crate) fn http_with(token: &str) -> reqwest::Client {
+    let headers = [(AUTHORIZATION, format!("Bearer {token}").parse().unwrap())];
+    reqwest::Client::builder()
+        .default_headers(headers.into_iter().collect())
+        .no_proxy()
+        .build()
+        .unwrap()
 }
 
 impl Bed {
@@ -162,6 +177,28 @@ impl Bed {
         self.get("/v1/workers").await["workers"].as_array().unwrap().clone()
     }
 
+    async fn ask_worker(&self) -> Option<Value> {
+        let port: u16 = self.workers().await[0]["instance"].as_str()?.parse().ok()?;
+        let url = format!("http://127.0.0.1:{port}/seen");
+        self.http.get(url).send().await.ok()?.json().await.ok()
+    }
+
+    /// What the hive's only worker has seen, once this is true of it.
+    pub(crate) async fn seen(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        within(async {
+            loop {
+                // While the worker starts again, it has no port or does not answer.
+                if let Some(seen) = self.ask_worker().await
+                    && wanted(&seen)
+                {
+                    return seen;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
     /// Asks the hive to end, and waits until it has.
     pub(crate) async fn end(self) {
         self.shutdown.request();
@@ -177,6 +214,11 @@ pub(crate) struct Queen {
 }
 
 pub(crate) async fn queen() -> Queen {
+    queen_who_drops(None).await
+}
+
+/// One that drops each beat for this reason.
+pub(crate) async fn queen_who_drops(dropped: Option<DropReason>) -> Queen {
     let (send, beats) = mpsc::channel(1024);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -189,6 +231,7 @@ pub(crate) async fn queen() -> Queen {
             ttl_ms: 90_000,
             want_full: false,
             queen_id: None,
+            dropped,
         })
     };
     let router = Router::new().route("/v1/hive-heartbeat", post(record));
@@ -249,12 +292,37 @@ pub(crate) async fn worker() {
     let listener = TcpListener::bind((value("--host").unwrap().as_str(), 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     std::fs::write(announce, json!({"port": port}).to_string()).unwrap();
-    let router = Router::new().route("/health", get(move || async move { Json(health) }));
+    let router = Router::new()
+        .route("/health", get(move || async move { Json(health) }))
+        .merge(queens(behaviour == "slow to hear"));
     tokio::select! {
         served = axum::serve(listener, router) => served.unwrap(),
         // A test that fails must not leave its workers behind.
         () = orphaned() => {}
     }
+}
+
+/// `POST /v1/queens` as a worker has it, and `GET /seen`, which shows what the worker got from its hive.
+fn queens(is_slow_to_hear: bool) -> Router {
+    type Notices = Arc<Mutex<Vec<Value>>>;
+    let notices = Notices::default();
+    let heard = Arc::clone(&notices);
+    let notice = move |headers: HeaderMap, Json(notice): Json<QueenNotice>| async move {
+        let mut heard = heard.lock().unwrap();
+        let token = headers
+            .get(AUTHORIZATION)
+            .map(|value| value.to_str().unwrap().to_owned());
+        heard.push(json!({"queen": notice.queen_url, "token": token}));
+        match is_slow_to_hear && heard.len() == 1 {
+            true => Err(StatusCode::SERVICE_UNAVAILABLE),
+            false => Ok(Json(QueenList { queens: Vec::new() })),
+        }
+    };
+    let incarnation: u64 = std::env::var("RBEE_INCARNATION").unwrap().parse().unwrap();
+    let seen = move || async move { Json(json!({"incarnation": incarnation, "notices": *notices.lock().unwrap()})) };
+    Router::new()
+        .route("/v1/queens", post(notice))
+        .route("/seen", get(seen))
 }
 
 async fn orphaned() {
