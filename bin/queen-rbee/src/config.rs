@@ -10,6 +10,9 @@ use daemon::Secret;
 use daemon::config::CommonArgs;
 use shared_contract::timing;
 
+/// The SSH configuration that is read unless another file is named.
+const USERS_SSH_CONFIG: &str = "~/.ssh/config";
+
 /// The queen: knows every worker of the fleet, and serves the OpenAI API with them.
 #[derive(Debug, Clone, Parser)]
 #[command(version)]
@@ -47,6 +50,30 @@ pub struct Args {
     /// A hive or worker that is silent for this long is lost
     #[arg(long, env = "RBEE_HEARTBEAT_TTL_MS", value_name = "MS", default_value_t = millis(timing::HEARTBEAT_TTL))]
     heartbeat_ttl_ms: u64,
+    /// Heartbeats that may come in a second; where there are more hives and workers, each beats less often
+    #[arg(long, env = "RBEE_MAX_BEATS_PER_S", value_name = "COUNT", default_value_t = 50)]
+    max_beats_per_s: u32,
+    /// A hive or worker that has been lost for this long is forgotten
+    #[arg(long, env = "RBEE_RETENTION_MS", value_name = "MS", default_value_t = 600_000)]
+    retention_ms: u64,
+    /// Address of a hive to ask for its heartbeats, as http://HOST:7835; may be given several times
+    #[arg(long, env = "RBEE_HIVES", value_delimiter = ',', value_name = "URL")]
+    hive: Vec<String>,
+    /// Ask the hosts of an SSH configuration, too; ~/.ssh/config if no other file is named
+    #[arg(
+        long,
+        env = "RBEE_HIVES_FROM_SSH",
+        value_name = "PATH",
+        num_args = 0..=1,
+        default_missing_value = USERS_SSH_CONFIG
+    )]
+    hives_from_ssh: Option<PathBuf>,
+    /// Ask the hives that announce themselves on the local network, too
+    #[arg(long, env = "RBEE_MDNS", value_parser = BoolishValueParser::new())]
+    mdns: bool,
+    /// Address that hives are told to send their heartbeats to, as http://HOST:7833
+    #[arg(long, env = "RBEE_ADVERTISE_URL", value_name = "URL")]
+    advertise_url: Option<String>,
     /// How long a request may wait for a worker that is starting or busy
     #[arg(long, env = "RBEE_QUEUE_TIMEOUT_MS", value_name = "MS", default_value_t = 30_000)]
     queue_timeout_ms: u64,
@@ -88,6 +115,19 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// Silence after which a member is lost.
     pub heartbeat_ttl: Duration,
+    /// Most beats a second that senders are asked for together; beyond, the pace is stretched.
+    pub max_beats_per_s: u32,
+    /// How long a lost member is kept in sight.
+    pub retention: Duration,
+    /// Addresses of hives to ask for their heartbeats: scheme, host and port, perhaps a path, without a slash at the end.
+    pub hives: Vec<String>,
+    /// SSH configuration whose hosts are asked, too.
+    pub hives_from_ssh: Option<PathBuf>,
+    /// Whether hives that announce themselves on the local network are asked, too.
+    pub mdns: bool,
+    /// Where hives are told to send their heartbeats, in the same form as the hives' addresses; `None`: where they reach
+    /// this queen.
+    pub advertise_url: Option<String>,
     /// Longest wait of a request for a worker.
     pub queue_timeout: Duration,
     /// Most requests that wait for one model.
@@ -108,6 +148,12 @@ impl Default for Config {
             api_keys: Vec::new(),
             heartbeat_interval: timing::HEARTBEAT_INTERVAL,
             heartbeat_ttl: timing::HEARTBEAT_TTL,
+            max_beats_per_s: 50,
+            retention: Duration::from_secs(600),
+            hives: Vec::new(),
+            hives_from_ssh: None,
+            mdns: false,
+            advertise_url: None,
             queue_timeout: Duration::from_secs(30),
             queue_max: 256,
             first_byte_timeout: Duration::from_secs(60),
@@ -138,8 +184,29 @@ impl TryFrom<Args> for Config {
                  everybody use the models"
             ));
         }
+        let mut url = |flag: &str, text: &str| match base_url(text) {
+            Ok(url) => Some(url),
+            Err(why) => {
+                mistakes.push(format!("{flag} {why}"));
+                None
+            }
+        };
+        let mut hives = Vec::new();
+        for hive in args.hive.iter().filter_map(|hive| url("--hive", hive)) {
+            if !hives.contains(&hive) {
+                hives.push(hive);
+            }
+        }
+        let advertise_url = args
+            .advertise_url
+            .as_deref()
+            .and_then(|own| url("--advertise-url", own));
+        let hives_from_ssh = args.hives_from_ssh.map(in_home).transpose();
+        mistakes.extend(hives_from_ssh.as_ref().err().cloned());
         let positive = [
             ("--heartbeat-interval-ms", args.heartbeat_interval_ms),
+            ("--max-beats-per-s", args.max_beats_per_s.into()),
+            ("--retention-ms", args.retention_ms),
             ("--queue-timeout-ms", args.queue_timeout_ms),
             ("--first-byte-timeout-ms", args.first_byte_timeout_ms),
             ("--answer-timeout-ms", args.answer_timeout_ms),
@@ -164,12 +231,51 @@ impl TryFrom<Args> for Config {
             api_keys,
             heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
             heartbeat_ttl: Duration::from_millis(args.heartbeat_ttl_ms),
+            max_beats_per_s: args.max_beats_per_s,
+            retention: Duration::from_millis(args.retention_ms),
+            hives,
+            hives_from_ssh: hives_from_ssh.ok().flatten(),
+            mdns: args.mdns,
+            advertise_url,
             queue_timeout: Duration::from_millis(args.queue_timeout_ms),
             queue_max: args.queue_max,
             first_byte_timeout: Duration::from_millis(args.first_byte_timeout_ms),
             answer_timeout: Duration::from_millis(args.answer_timeout_ms),
             grace: Duration::from_secs(args.grace_s),
         })
+    }
+}
+
+/// Checks the address of a daemon; answers with it in the form that paths are appended to.
+///
+/// # Errors
+/// Why it is none. A password in it is not repeated.
+fn base_url(text: &str) -> Result<String, String> {
+    let looks = "it should look like http://HOST:PORT";
+    if text.contains('@') {
+        return Err(format!("carries a user or password, which nobody reads; {looks}"));
+    }
+    let uri: http::Uri = text
+        .parse()
+        .map_err(|error| format!("`{text}` is no URL ({error}); {looks}"))?;
+    let has_host = uri.host().is_some_and(|host| !host.is_empty());
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || !has_host {
+        return Err(format!("`{text}` is no address of a daemon; {looks}"));
+    }
+    if uri.query().is_some() || text.contains('#') {
+        return Err(format!("`{text}` must end with its host, port and path; {looks}"));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// Replaces a leading `~`, which no shell does in a default, a variable or a settings file.
+fn in_home(path: PathBuf) -> Result<PathBuf, String> {
+    let Ok(rest) = path.strip_prefix("~") else {
+        return Ok(path);
+    };
+    match std::env::home_dir() {
+        Some(home) if !home.as_os_str().is_empty() => Ok(home.join(rest)),
+        _ => Err("--hives-from-ssh: there is no home folder; name the file, or set HOME".to_owned()),
     }
 }
 
@@ -242,6 +348,47 @@ mod tests {
         assert_eq!(configure(&token).unwrap_err().len(), 1);
         assert!(configure(&[&token[..], &["--api-key", "key-key-key"]].concat()).is_ok());
         assert!(configure(&["--host", "0.0.0.0", "--insecure"]).is_ok());
+    }
+
+    #[test]
+    fn the_hives_are_named_once_each_and_without_a_slash_at_the_end() {
+        let config = configure(&["--hive", "http://a:7835/,https://b/rbee/", "--hive", "http://a:7835"]).unwrap();
+        assert_eq!(config.hives, ["http://a:7835", "https://b/rbee"]);
+        let mistakes = configure(&[
+            "--hive",
+            "a:7835",
+            "--hive",
+            "http://",
+            "--hive",
+            "http://user:secret-word@a:7835",
+            "--hive",
+            "http://a:7835/?x=1",
+            "--advertise-url",
+            "ftp://queen",
+        ])
+        .unwrap_err();
+        assert_eq!(mistakes.len(), 5, "{mistakes:?}");
+        assert!(
+            mistakes.iter().all(|mistake| mistake.contains("http://HOST:PORT")),
+            "{mistakes:?}"
+        );
+        assert!(mistakes[4].starts_with("--advertise-url"), "{mistakes:?}");
+        assert!(
+            !mistakes.concat().contains("secret-word"),
+            "a password is never shown: {mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn the_users_ssh_configuration_is_read_if_no_other_file_is_named() {
+        let path = |args: &[&str]| configure(args).unwrap().hives_from_ssh;
+        assert_eq!(path(&[]), None);
+        assert_eq!(
+            path(&["--hives-from-ssh", "/etc/hosts.ssh"]),
+            Some("/etc/hosts.ssh".into())
+        );
+        let users = std::env::home_dir().map(|home| home.join(".ssh/config"));
+        assert_eq!(path(&["--hives-from-ssh", "--mdns"]), users);
     }
 
     #[test]

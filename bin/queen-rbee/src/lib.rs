@@ -1,17 +1,23 @@
 //! The queen: the front door of a fleet. She knows who is there, and passes each request on to a worker that can answer it.
 //!
-//! Owns: the registries of workers and hives, what is shown of them, and the gateway to the workers' OpenAI endpoints.
+//! Owns: the registries of workers and hives, what is shown of them, whether they can be reached, and the gateway to the
+//! workers' OpenAI endpoints.
 //! Must not know: how a model is run, a device read or a process started; she never asks a worker anything in the steady
 //! state, she is told.
 
+mod changes;
 mod config;
+mod discovery;
 pub mod fleet;
 mod gateway;
 mod http;
 mod metrics;
 mod models;
+mod reach;
 mod registry;
+mod subscriptions;
 mod tasks;
+mod telemetry;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -19,15 +25,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use daemon::{ServeOptions, Shutdown};
-use heartbeat_registry::RegistryOptions;
+use heartbeat_registry::{MemberView, Pace, RegistryOptions};
 use shared_contract::QueenId;
 use tokio::net::TcpListener;
+use worker_contract::WorkerHeartbeat;
 
 pub use config::{Args, Config};
+pub use discovery::SshError;
 
+use crate::changes::Changes;
+use crate::fleet::{FleetView, HiveView, QueenView, WorkerView};
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::registry::{HiveRegistry, WorkerRegistry};
+use crate::telemetry::TelemetryRegistry;
 
 /// The queen as a process sees her.
 #[derive(Debug)]
@@ -56,6 +67,15 @@ pub enum RunError {
     /// The fleet's token cannot be sent to workers.
     #[error("put --token into a header: {0}")]
     Token(#[from] ::http::header::InvalidHeaderValue),
+    /// The client for calls to hives cannot be made.
+    #[error("set up the client for calls to hives: {0}")]
+    Client(#[from] reqwest::Error),
+    /// The listener has no address.
+    #[error("read the listener's address: {0}")]
+    Listener(std::io::Error),
+    /// The SSH configuration names no hives.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
 }
 
 /// What the queen's handlers and tasks share.
@@ -67,7 +87,11 @@ struct State {
     config: Config,
     workers: Arc<WorkerRegistry>,
     hives: Arc<HiveRegistry>,
+    telemetry: TelemetryRegistry,
+    changes: Changes,
     gateway: Gateway,
+    /// For calls to hives.
+    client: reqwest::Client,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 }
@@ -75,15 +99,20 @@ struct State {
 impl State {
     fn new(config: Config, shutdown: Shutdown) -> Result<Self, RunError> {
         let options = RegistryOptions {
-            ttl: config.heartbeat_ttl,
+            retention: config.retention,
+            longest_pause: tasks::LATE_SWEEPS * tasks::sweep_pause(&config),
             ..RegistryOptions::default()
         };
         let workers = Arc::new(WorkerRegistry::new(options));
         let hives = Arc::new(HiveRegistry::new(options));
         let metrics = Arc::new(Metrics::new());
         let gateway = Gateway::new(&config, Arc::clone(&workers), Arc::clone(&hives), Arc::clone(&metrics))?;
+        let id = new_id();
         Ok(Self {
-            id: new_id(),
+            telemetry: TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)),
+            changes: Changes::new(id.clone()),
+            client: daemon::client::new()?,
+            id,
             started: Instant::now(),
             started_unix_s: chrono::Utc::now().timestamp(),
             config,
@@ -93,6 +122,44 @@ impl State {
             metrics,
             shutdown,
         })
+    }
+
+    /// The fleet as it is shown.
+    fn fleet(&self, now: Instant) -> FleetView {
+        let workers = self.workers.list_all(now);
+        FleetView {
+            queen: self.queen(now),
+            hives: self
+                .hives
+                .list_all(now)
+                .iter()
+                .map(|hive| HiveView::new(hive, now))
+                .collect(),
+            workers: workers.iter().map(|worker| self.worker(worker, now)).collect(),
+            gone: fleet::gone(&self.workers, &self.hives, now),
+        }
+    }
+
+    /// The queen as she is shown.
+    fn queen(&self, now: Instant) -> QueenView {
+        let uptime = now.saturating_duration_since(self.started);
+        let preservations = (self.workers.preservation(), self.hives.preservation());
+        QueenView::new(self.id.clone(), uptime, self.pace(), preservations, now)
+    }
+
+    /// A worker as it is shown.
+    fn worker(&self, worker: &MemberView<WorkerHeartbeat>, now: Instant) -> WorkerView {
+        WorkerView::new(worker, self.telemetry.process_of(worker.item(), now), now)
+    }
+
+    /// The pace that senders are asked to keep, as many as there are now.
+    fn pace(&self) -> Pace {
+        let base = Pace {
+            interval: self.config.heartbeat_interval,
+            ttl: self.config.heartbeat_ttl,
+        };
+        let senders = self.workers.count_total() + self.hives.count_total();
+        base.stretched(senders, self.config.max_beats_per_s)
     }
 }
 
@@ -105,8 +172,10 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
         grace: config.grace,
         ..ServeOptions::default()
     };
+    let bound = listener.local_addr().map_err(RunError::Listener)?;
     let state = Arc::new(State::new(config, shutdown.clone())?);
     let _tasks = tasks::start(&state);
+    let _askers = discovery::start(&state, bound)?;
     daemon::serve::serve(listener, http::router(&state), &shutdown, options).await;
     Ok(())
 }

@@ -1,13 +1,11 @@
 //! The fleet in memory: what workers and hives said last, and the choice of a worker by it.
 
-use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
 use heartbeat_registry::{
-    Error, Lease, Liveness, Member, Members, Outcome, Recorded, Registry, RegistryOptions, Report,
+    Error, Lease, Liveness, Member, Members, Outcome, Receipt, Recorded, Registry, RegistryOptions, Report,
 };
 use hive_contract::{HiveHeartbeat, ProcessState, ProcessStats, WorkerExit};
 use scheduler::{Candidate, Refusal, Standing, Suspects};
@@ -73,10 +71,7 @@ impl WorkerRegistry {
             return;
         }
         let process = process_of(processes, &exit.worker_id);
-        let is_running =
-            |process: &ProcessStats| matches!(process.state, ProcessState::Starting | ProcessState::Running);
-        if process.is_some_and(|process| is_running(process) && Some(process.pid) == info.pid) {
-            // An old report, delivered late: it is the next process that beats by now.
+        if !is_of_beating_process(exit, info.pid, process) {
             return;
         }
         self.0.mark_suspect(
@@ -87,9 +82,20 @@ impl WorkerRegistry {
         let comes_back =
             process.is_some_and(|process| is_running(process) || process.state == ProcessState::Restarting);
         if !comes_back {
-            self.0.remove(&exit.worker_id);
+            self.0.remove(&exit.worker_id, now);
         }
     }
+}
+
+/// Whether it is the process with this id, which beats, that ended. An old report, delivered late, is of an earlier one.
+fn is_of_beating_process(exit: &WorkerExit, beating: Option<u32>, process: Option<&ProcessStats>) -> bool {
+    let is_another = matches!((exit.pid, beating), (Some(ended), Some(beating)) if ended != beating);
+    let still_runs = process.is_some_and(|process| is_running(process) && Some(process.pid) == beating);
+    !is_another && !still_runs
+}
+
+fn is_running(process: &ProcessStats) -> bool {
+    matches!(process.state, ProcessState::Starting | ProcessState::Running)
 }
 
 fn choose(
@@ -129,6 +135,7 @@ pub(crate) fn candidate(report: &Report<WorkerHeartbeat>, liveness: Liveness, le
         Liveness::Lost => Standing::Lost,
         _ if !report.item.is_available() => Standing::NotReady,
         Liveness::Suspect => Standing::Suspect,
+        Liveness::Unreachable => Standing::Unreachable,
         Liveness::Online => Standing::Ready,
     };
     Candidate {
@@ -163,33 +170,36 @@ impl HiveRegistry {
         &self,
         beat: HiveHeartbeat,
         workers: &WorkerRegistry,
-        peer: IpAddr,
-        now: Instant,
-        wall: DateTime<Utc>,
+        receipt: Receipt,
     ) -> Result<Recorded, Error> {
-        let hive = beat.hive.id.clone();
-        let exits = beat.changes.as_ref().map(|changes| changes.workers_removed.clone());
-        let processes = beat.workers.clone();
-        let recorded = self.0.record(beat, peer, now, wall)?;
-        if recorded.outcome == Outcome::Stale {
-            return Ok(recorded);
-        }
-        for exit in exits.iter().flatten() {
-            workers.process_ended(&hive, exit, &processes, now);
+        let changes = beat.changes.as_ref();
+        let exits = changes
+            .map(|changes| changes.workers_removed.clone())
+            .unwrap_or_default();
+        let told = (!exits.is_empty()).then(|| (beat.hive.id.clone(), beat.workers.clone()));
+        let recorded = self.0.record(beat, receipt)?;
+        if let Some((hive, processes)) = told
+            && !matches!(recorded.outcome, Outcome::Dropped(_))
+        {
+            for exit in &exits {
+                workers.process_ended(&hive, exit, &processes, receipt.at);
+            }
         }
         Ok(recorded)
     }
 
-    /// Whether a hive that is there runs a worker for this model, or is about to: its first heartbeat is to be expected.
+    /// Whether a hive that beats runs a worker for this model, or is about to: its first heartbeat is to be expected.
     pub(crate) fn expects(&self, model: &ModelId, now: Instant) -> bool {
-        self.0.list_online(now).iter().any(|hive| {
-            hive.item().workers.iter().any(|process| {
-                process.model.as_ref() == Some(model)
-                    && matches!(
-                        process.state,
-                        ProcessState::Starting | ProcessState::Running | ProcessState::Restarting
-                    )
-            })
+        let mut hives = self.0.list_all(now).into_iter();
+        hives.any(|hive| {
+            hive.liveness != Liveness::Lost
+                && hive.item().workers.iter().any(|process| {
+                    process.model.as_ref() == Some(model)
+                        && matches!(
+                            process.state,
+                            ProcessState::Starting | ProcessState::Running | ProcessState::Restarting
+                        )
+                })
         })
     }
 }
@@ -198,4 +208,43 @@ fn process_of<'a>(processes: &'a [ProcessStats], worker: &WorkerId) -> Option<&'
     processes
         .iter()
         .find(|process| process.worker_id.as_ref() == Some(worker))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(pid: Option<u32>) -> WorkerExit {
+        WorkerExit {
+            worker_id: WorkerId::new("w").unwrap(),
+            reason: "exit code 1".to_owned(),
+            pid,
+        }
+    }
+
+    fn process(pid: u32, state: &str) -> ProcessStats {
+        let json = format!(
+            r#"{{"pid": {pid}, "group": "llm-worker", "instance": "", "cpu_pct": 0.0, "rss_mb": 0, "io_r_mb_s": 0.0,
+                 "io_w_mb_s": 0.0, "uptime_s": 0, "state": "{state}", "worker_id": "w"}}"#
+        );
+        daemon::extract::from_slice(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_exit_is_that_of_the_beating_process_unless_something_says_that_it_is_not() {
+        assert!(is_of_beating_process(&exit(Some(7)), Some(7), None));
+        assert!(
+            !is_of_beating_process(&exit(Some(7)), Some(8), None),
+            "the next process beats"
+        );
+        assert!(
+            is_of_beating_process(&exit(Some(7)), None, None),
+            "the worker does not say its pid"
+        );
+        assert!(is_of_beating_process(&exit(None), Some(7), None), "the hive does not");
+        let (running, restarting) = (process(8, "running"), process(7, "restarting"));
+        assert!(!is_of_beating_process(&exit(None), Some(8), Some(&running)));
+        assert!(is_of_beating_process(&exit(None), Some(7), Some(&running)));
+        assert!(is_of_beating_process(&exit(None), Some(7), Some(&restarting)));
+    }
 }

@@ -1,38 +1,74 @@
-//! What the queen does by herself: she tells waiting requests who became free, announces who was lost, and keeps a log of
-//! both.
+//! What the queen does by herself: she tells waiting requests who became free, calls back who is new, announces who was
+//! lost, and keeps a log of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use heartbeat_registry::{EventKind, RegistryEvent};
+use heartbeat_registry::{EventKind, LeaveReason, RegistryEvent};
 use shared_contract::HeartbeatItem;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use worker_contract::WorkerHeartbeat;
 
-use crate::State;
+use crate::config::Config;
+use crate::fleet::{self, Audience};
+use crate::metrics::BeatMetrics;
+use crate::reach::CallBack;
+use crate::{State, changes, subscriptions};
 
 /// The longest pause between two sweeps, and so the most by which a loss is announced late.
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+/// When so many sweeps were due and none came, the queen was not running: a stopped process, a host that slept.
+pub(crate) const LATE_SWEEPS: u32 = 2;
 
 /// Starts the tasks; they end when the handles are dropped.
-pub(crate) fn start(state: &Arc<State>) -> [AbortOnDropHandle<()>; 3] {
+pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
     // Subscribed before the first beat can come.
     let workers = watch(state.workers.subscribe(), {
         let state = Arc::clone(state);
         move |seen| match seen {
-            Some(event) => offer(&state, event),
+            Some(event) => {
+                count(&state.metrics.worker_beats, event.kind);
+                offer(&state, event);
+            }
             None => state.gateway.offer_all(),
         }
     });
-    let hives = watch(state.hives.subscribe(), |_| {});
-    [
+    let hives = watch(state.hives.subscribe(), {
+        let state = Arc::clone(state);
+        move |seen| {
+            if let Some(event) = seen {
+                count(&state.metrics.hive_beats, event.kind);
+            }
+        }
+    });
+    let call_workers = CallBack::new(Arc::clone(&state.workers), Arc::clone(&state.metrics));
+    let call_hives = CallBack::new(Arc::clone(&state.hives), Arc::clone(&state.metrics));
+    vec![
         AbortOnDropHandle::new(tokio::spawn(workers)),
         AbortOnDropHandle::new(tokio::spawn(hives)),
+        AbortOnDropHandle::new(tokio::spawn(call_workers.run())),
+        AbortOnDropHandle::new(tokio::spawn(call_hives.run())),
+        AbortOnDropHandle::new(tokio::spawn(changes::follow(Arc::clone(state)))),
+        AbortOnDropHandle::new(tokio::spawn(subscriptions::keep(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(state)))),
     ]
+}
+
+/// The pause between two sweeps.
+pub(crate) fn sweep_pause(config: &Config) -> Duration {
+    (config.heartbeat_ttl / 10).clamp(MIN_SWEEP_INTERVAL, MAX_SWEEP_INTERVAL)
+}
+
+/// Counts who leaves one by one. A sweep may let more go at once than there are events kept, so it counts by itself.
+fn count(metrics: &BeatMetrics, kind: EventKind) {
+    if let EventKind::Left { reason } = kind
+        && reason != LeaveReason::Lost
+    {
+        metrics.left(reason, 1);
+    }
 }
 
 /// Follows a registry's events, writes the changes to the log, and passes on each event; `None` stands for those missed.
@@ -46,7 +82,14 @@ async fn watch<T: HeartbeatItem>(
                 log(&event);
                 act(Some(&event));
             }
-            Err(RecvError::Lagged(_)) => act(None),
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(
+                    kind = T::KIND,
+                    missed,
+                    "more happened at once than this log could follow"
+                );
+                act(None);
+            }
             Err(RecvError::Closed) => return,
         }
     }
@@ -63,26 +106,49 @@ fn offer(state: &State, event: &RegistryEvent<WorkerHeartbeat>) {
 fn log<T: HeartbeatItem>(event: &RegistryEvent<T>) {
     let (kind, id) = (T::KIND, event.member.id());
     match event.kind {
-        EventKind::Beat => {}
+        EventKind::Beat | EventKind::Updated => {}
         EventKind::Joined => tracing::info!(kind, %id, address = %event.report.address, "joined"),
         EventKind::Restarted => tracing::info!(kind, %id, address = %event.report.address, "restarted"),
         EventKind::StateChanged { from, to } => {
-            let reason = event.report.suspicion.as_ref().map(|suspicion| &*suspicion.reason);
+            let now = Instant::now();
+            let view = event.member.view_of(Arc::clone(&event.report), now);
+            let reason = fleet::liveness_reason(&view, now, Audience::Operators);
             tracing::info!(kind, %id, %from, %to, reason, "state changed");
         }
-        EventKind::Left { reason } => tracing::info!(kind, %id, ?reason, "left"),
+        EventKind::Contended { began: true } => {
+            let view = event.member.view_of(Arc::clone(&event.report), Instant::now());
+            let other = view.contender.map(|contender| contender.address.to_string());
+            tracing::warn!(
+                kind, %id, address = %event.report.address, other,
+                "two live processes use one id; what the other one says is dropped"
+            );
+        }
+        EventKind::Contended { began: false } => tracing::info!(kind, %id, "the other process with this id is silent"),
+        EventKind::Left { reason } => tracing::info!(kind, %id, reason = reason.as_str(), "left"),
     }
 }
 
 async fn sweep(state: Arc<State>) {
-    let pause = (state.config.heartbeat_ttl / 10).clamp(MIN_SWEEP_INTERVAL, MAX_SWEEP_INTERVAL);
-    let mut ticks = interval(pause);
+    let mut ticks = interval(sweep_pause(&state.config));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_degraded = false;
     loop {
         ticks.tick().await;
         let now = Instant::now();
-        state.workers.cleanup_stale(now);
-        state.hives.cleanup_stale(now);
+        // The silence of one kind speaks against the queen's view of the other, too.
+        let workers = state.workers.cleanup_stale(now, state.hives.preservation().is_some());
+        let hives = state.hives.cleanup_stale(now, state.workers.preservation().is_some());
+        let metrics = &state.metrics;
+        metrics.worker_beats.left(LeaveReason::Lost, workers.removed.len());
+        metrics.hive_beats.left(LeaveReason::Lost, hives.removed.len());
+        changes::note_own_view(&state);
+        let queen = state.queen(now);
+        match queen.degraded_reason {
+            Some(reason) if !was_degraded => tracing::warn!(reason, "the view of the fleet is degraded"),
+            None if was_degraded => tracing::info!("the view of the fleet is whole again"),
+            _ => {}
+        }
+        was_degraded = queen.degraded_view;
         state.gateway.prune();
     }
 }

@@ -1,7 +1,7 @@
 //! Which worker takes a request.
 //!
 //! What is wanted of [`choose`], and property-tested below:
-//! 1. Never a worker that is not ready, is lost, was tried for this request, or has no free slot.
+//! 1. Never a worker that is not ready, cannot be reached, is lost, was tried for this request, or has no free slot.
 //! 2. Never a suspect while a ready worker that was not tried lives, even if that one has no slot free.
 //! 3. If a worker can take the request, one is chosen; a refusal says what stands in the way.
 //! 4. Among up to 16 (`LOOK_AT_ALL`) candidates the least loaded per slot, by chance among equals; among more, no worse than
@@ -37,6 +37,8 @@ pub enum Standing {
     Ready,
     /// Takes requests as far as it said, but something speaks against its being alive.
     Suspect,
+    /// Takes requests as far as it said, and a call to where it says it is got no answer: a request would not either.
+    Unreachable,
     /// Lives, and takes no requests: it starts, drains or failed.
     NotReady,
     /// Silent for too long.
@@ -61,7 +63,7 @@ pub enum Refusal {
     AllBusy,
     /// Every ready worker was tried for this request.
     AllTried,
-    /// Those that might be ready are suspect, and were tried, have no free slot, or are to be avoided.
+    /// Those that might be ready cannot be reached, or are suspect and were tried, have no free slot, or are to be avoided.
     AllSuspect,
     /// Those that live take no requests.
     NoneReady,
@@ -152,7 +154,7 @@ impl Refusal {
         let reason = match candidate.standing {
             Standing::Ready if candidate.tried => Self::AllTried,
             Standing::Ready => Self::AllBusy,
-            Standing::Suspect => Self::AllSuspect,
+            Standing::Suspect | Standing::Unreachable => Self::AllSuspect,
             Standing::NotReady => Self::NoneReady,
             Standing::Lost => Self::AllLost,
         };
@@ -242,6 +244,7 @@ mod tests {
         let standing = prop_oneof![
             4 => Just(Standing::Ready),
             2 => Just(Standing::Suspect),
+            1 => Just(Standing::Unreachable),
             1 => Just(Standing::NotReady),
             1 => Just(Standing::Lost),
         ];
@@ -301,7 +304,7 @@ mod tests {
                     Refusal::AllBusy
                 } else if fleet.iter().any(|c| ready(&c)) {
                     Refusal::AllTried
-                } else if fleet.iter().any(|c| c.standing == Standing::Suspect) {
+                } else if fleet.iter().any(|c| matches!(c.standing, Standing::Suspect | Standing::Unreachable)) {
                     Refusal::AllSuspect
                 } else if fleet.iter().any(|c| c.standing == Standing::NotReady) {
                     Refusal::NoneReady
@@ -405,5 +408,19 @@ mod tests {
         assert_eq!(pick(&[suspect, tried], Suspects::LastResort, 1), Ok(0));
         assert_eq!(pick(&[suspect, tried], Suspects::Avoid, 1), Err(Refusal::AllTried));
         assert_eq!(pick(&[suspect], Suspects::Avoid, 1), Err(Refusal::AllSuspect));
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_not_asked_even_as_a_last_resort() {
+        let unreachable = Candidate {
+            standing: Standing::Unreachable,
+            ..FREE
+        };
+        let suspect = Candidate {
+            standing: Standing::Suspect,
+            ..FREE
+        };
+        assert_eq!(pick(&[unreachable], Suspects::LastResort, 1), Err(Refusal::AllSuspect));
+        assert_eq!(pick(&[unreachable, suspect], Suspects::LastResort, 1), Ok(1));
     }
 }

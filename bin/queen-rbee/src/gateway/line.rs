@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use heartbeat_registry::{Address, Lease, Report};
+use heartbeat_registry::{Address, Lease, Reach, Report};
 use prometheus_client::metrics::counter::Counter;
 use scheduler::{Refusal, Suspects};
 use shared_contract::ModelId;
@@ -150,7 +150,7 @@ impl Line {
         let now = Instant::now();
         let workers = self.workers.find_workers_by_model(&self.model);
         let reasons = workers.iter().filter_map(|worker| {
-            let reason = fleet::worker_reason(&worker.view(now), now)?;
+            let reason = fleet::worker_reason(&worker.view(now), now, fleet::Audience::Clients)?;
             Some(format!("{}: {reason}", worker.id()))
         });
         let text = match reasons.take(MAX_REASONS).collect::<Vec<_>>().join("; ") {
@@ -240,7 +240,8 @@ impl Ticket {
 
     /// It answered: whatever spoke against it is refuted.
     pub(super) fn confirm(&self) {
-        if self.worker.report().suspicion.is_some() {
+        let report = self.worker.report();
+        if report.suspicion.is_some() || matches!(report.reach, Reach::Unreachable(_)) {
             self.line.workers.refute(self.worker.id(), Instant::now());
         }
     }
@@ -301,7 +302,7 @@ mod tests {
     use std::time::Duration;
 
     use chrono::Utc;
-    use heartbeat_registry::RegistryOptions;
+    use heartbeat_registry::{Pace, Receipt, RegistryOptions};
 
     use super::*;
 
@@ -317,8 +318,13 @@ mod tests {
             .as_bytes(),
         )
         .unwrap();
-        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        workers.record(beat, peer, Instant::now(), Utc::now()).unwrap();
+        let receipt = Receipt {
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            at: Instant::now(),
+            wall: Utc::now(),
+            pace: Pace::default(),
+        };
+        workers.record(beat, receipt).unwrap();
         let model = ModelId::new("m").unwrap();
         Arc::new(Line::new(model, 1_000, workers, Arc::new(Metrics::new())))
     }

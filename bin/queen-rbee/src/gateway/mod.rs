@@ -30,7 +30,7 @@ use relay::Flight;
 use tried::Tried;
 use upstream::{Answer, Call, Failure, Upstream};
 
-pub(crate) use upstream::Endpoint;
+pub(crate) use upstream::{Endpoint, root_cause};
 
 /// Workers that are tried for one request.
 pub(crate) const MAX_ATTEMPTS: usize = 3;

@@ -31,6 +31,8 @@ pub(super) struct Health {
     version: &'static str,
     workers: Counts,
     hives: Counts,
+    /// She has reason to doubt what she sees of them.
+    degraded_view: bool,
 }
 
 pub(super) async fn health(Shared(state): Shared<Arc<State>>) -> Json<Health> {
@@ -51,6 +53,7 @@ pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMa
     let health = look(&state);
     state.metrics.set_members(WorkerHeartbeat::KIND, health.workers);
     state.metrics.set_members(HiveHeartbeat::KIND, health.hives);
+    state.metrics.set_view(health.degraded_view, state.pace().interval);
     let reads_openmetrics = headers
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
@@ -74,5 +77,6 @@ fn look(state: &State) -> Health {
         version: env!("CARGO_PKG_VERSION"),
         workers: Counts::of(&state.workers.list_all(now)),
         hives: Counts::of(&state.hives.list_all(now)),
+        degraded_view: state.queen(now).degraded_view,
     }
 }

@@ -1,33 +1,33 @@
 //! `POST /v1/worker-heartbeat` and `POST /v1/hive-heartbeat`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, State as Shared};
 use chrono::Utc;
 use daemon::{ApiError, Json};
-use heartbeat_registry::{Error, Outcome, Recorded};
+use heartbeat_registry::{Error, Outcome, Receipt, Recorded};
 use hive_contract::HiveHeartbeat;
-use shared_contract::{HeartbeatAck, HeartbeatItem, OperationalStatus};
+use shared_contract::{HeartbeatAck, OperationalStatus};
 use worker_contract::{WorkerHeartbeat, WorkerStatus};
 
 use crate::State;
 use crate::fleet::millis;
+use crate::metrics::BeatMetrics;
 
 pub(super) async fn worker(
     Shared(state): Shared<Arc<State>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Result<Json<WorkerHeartbeat>, ApiError>,
 ) -> Result<Json<HeartbeatAck>, ApiError> {
+    let receipt = receipt(&state, peer);
     let recorded = body.and_then(|Json(beat)| {
         check_worker(&beat)?;
-        state
-            .workers
-            .record(beat, address(peer), Instant::now(), Utc::now())
-            .map_err(|error| no_host(&error, "worker.host"))
+        let recorded = state.workers.record(beat, receipt);
+        recorded.map_err(|error| no_host(&error, "worker.host"))
     });
-    acknowledge::<WorkerHeartbeat>(&state, recorded)
+    acknowledge(&state, &state.metrics.worker_beats, &receipt, recorded)
 }
 
 pub(super) async fn hive(
@@ -35,44 +35,49 @@ pub(super) async fn hive(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Result<Json<HiveHeartbeat>, ApiError>,
 ) -> Result<Json<HeartbeatAck>, ApiError> {
+    let receipt = receipt(&state, peer);
     let recorded = body.and_then(|Json(beat)| {
         check_hive(&beat)?;
-        state
-            .hives
-            .record_with_exits(beat, &state.workers, address(peer), Instant::now(), Utc::now())
-            .map_err(|error| no_host(&error, "hive.hostname"))
+        let recorded = state.hives.record_with_exits(beat, &state.workers, receipt);
+        recorded.map_err(|error| no_host(&error, "hive.hostname"))
     });
-    acknowledge::<HiveHeartbeat>(&state, recorded)
+    acknowledge(&state, &state.metrics.hive_beats, &receipt, recorded)
 }
 
-fn acknowledge<T: HeartbeatItem>(
+fn receipt(state: &State, peer: SocketAddr) -> Receipt {
+    Receipt {
+        // A socket of both families shows IPv4 peers as IPv6 addresses.
+        peer: peer.ip().to_canonical(),
+        at: Instant::now(),
+        wall: Utc::now(),
+        pace: state.pace(),
+    }
+}
+
+fn acknowledge(
     state: &State,
+    metrics: &BeatMetrics,
+    receipt: &Receipt,
     recorded: Result<Recorded, ApiError>,
 ) -> Result<Json<HeartbeatAck>, ApiError> {
-    let (outcome, message) = match &recorded {
-        Err(_) => ("refused", ""),
-        Ok(recorded) => match recorded.outcome {
-            Outcome::New => ("new", "welcome"),
-            Outcome::Updated => ("updated", "recorded"),
-            Outcome::Restarted => ("restarted", "welcome back"),
-            Outcome::Goodbye => ("goodbye", "goodbye"),
-            Outcome::Stale => ("stale", "dropped: a newer heartbeat came first"),
-        },
+    let recorded = recorded.inspect_err(|_| metrics.refused())?;
+    metrics.recorded(&recorded);
+    let (message, dropped) = match recorded.outcome {
+        Outcome::New => ("welcome".to_owned(), None),
+        Outcome::Updated => ("recorded".to_owned(), None),
+        Outcome::Restarted => ("welcome back".to_owned(), None),
+        Outcome::Goodbye => ("goodbye".to_owned(), None),
+        Outcome::Dropped(reason) => (format!("dropped: {reason}"), Some(reason)),
     };
-    state.metrics.beat(T::KIND, outcome);
     Ok(Json(HeartbeatAck {
         status: "ok".to_owned(),
-        message: message.to_owned(),
-        interval_ms: millis(state.config.heartbeat_interval),
-        ttl_ms: millis(state.config.heartbeat_ttl),
-        want_full: recorded?.want_full,
+        message,
+        interval_ms: millis(receipt.pace.interval),
+        ttl_ms: millis(receipt.pace.ttl),
+        want_full: recorded.want_full,
         queen_id: Some(state.id.clone()),
+        dropped,
     }))
-}
-
-/// A socket of both families shows IPv4 peers as IPv6 addresses.
-fn address(peer: SocketAddr) -> IpAddr {
-    peer.ip().to_canonical()
 }
 
 fn no_host(error: &Error, param: &'static str) -> ApiError {

@@ -5,6 +5,7 @@ mod health;
 mod heartbeats;
 mod openai;
 mod stream;
+mod workers;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/v1/hive-heartbeat", post(heartbeats::hive))
         .route("/v1/heartbeats/stream", get(stream::heartbeats))
         .route("/v1/fleet", get(fleet::fleet))
+        .route("/v1/workers", get(workers::workers))
         .layer(DefaultBodyLimit::max(MAX_HEARTBEAT_BYTES))
         .route_layer(from_fn_with_state(fleet_guard, auth::require));
     let openai = Router::new()

@@ -1,145 +1,267 @@
 //! `GET /v1/heartbeats/stream`: what happens in the fleet, as it happens.
 //!
-//! Memory is bounded by the registries' event buffers: a reader that is too slow misses the oldest events, and is told so.
+//! First a `snapshot`, then every change with an id, beats and telemetry once a second, and the queen's own beat. A reader
+//! that says which event it had last goes on after it, as long as the changes since are kept.
+//!
+//! Memory is bounded for each reader by one snapshot or one pulse on its way: it takes the next event from what all readers
+//! share when its connection has room. If the changes that it has not read are no longer kept, it gets a new snapshot.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::State as Shared;
-use axum::response::Response;
-use axum::response::sse::Event;
-use daemon::sse;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use daemon::{ApiError, Query};
 use futures_util::{Stream, StreamExt, stream};
-use heartbeat_registry::{MemberView, RegistryEvent};
-use hive_contract::HiveHeartbeat;
-use shared_contract::{HeartbeatItem, timing};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::time::{MissedTickBehavior, interval};
-use worker_contract::WorkerHeartbeat;
+use http::{HeaderMap, HeaderName, header};
+use serde::Deserialize;
 
 use crate::State;
-use crate::fleet::{Counts, Happening, HiveEvent, HiveView, Lagged, QueenBeat, WorkerEvent, WorkerView};
+use crate::changes::{Listener, News, Next, Pulse, frame, queen_beat};
+use crate::metrics::Counted;
 
-pub(super) async fn heartbeats(Shared(state): Shared<Arc<State>>) -> Response {
-    let workers = members(state.workers.subscribe(), worker_event);
-    let hives = members(state.hives.subscribe(), hive_event);
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Resume {
+    /// For readers that cannot set the header on their first request, as an `EventSource` in a browser.
+    last_event_id: Option<String>,
+}
+
+pub(super) async fn heartbeats(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    query: Result<Query<Resume>, ApiError>,
+) -> Result<Response, ApiError> {
+    let Query(resume) = query?;
+    // A browser that connects again repeats its query, and has the newer id in the header.
+    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+    let place = header
+        .or(resume.last_event_id.as_deref())
+        .and_then(|id| state.changes.place(id));
     let shutdown = state.shutdown.clone();
-    let events = stream::select(queen(state), stream::select(workers, hives));
     // A stream without an end must not hold up the draining.
     let end = async move { shutdown.requested().await };
-    sse::response(events.take_until(Box::pin(end)))
+    let events = events(state, place).take_until(Box::pin(end));
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
 }
 
-/// The queen's own beat, at once and then at her pace.
-fn queen(state: Arc<State>) -> impl Stream<Item = Event> {
-    let mut ticks = interval(timing::QUEEN_BEAT_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    stream::unfold((state, ticks), |(state, mut ticks)| async move {
-        ticks.tick().await;
-        let event = sse::event(&queen_beat(&state)).event("queen");
-        Some((event, (state, ticks)))
-    })
+/// The events after a place, or after a snapshot.
+fn events(state: Arc<State>, place: Option<u64>) -> impl Stream<Item = Bytes> {
+    let reader = Reader {
+        listener: state.changes.listen(),
+        _counted: Counted::one_of(&state.metrics.stream_readers),
+        place,
+        queen_beat: None,
+        is_greeted: false,
+        pulse: Arc::default(),
+        told: 0,
+        state,
+    };
+    stream::unfold(reader, |mut reader| async move { Some((reader.next().await, reader)) })
 }
 
-fn queen_beat(state: &State) -> QueenBeat {
-    let now = Instant::now();
-    let count = |gauge: i64| u64::try_from(gauge).unwrap_or(0);
-    QueenBeat {
-        queen: super::fleet::queen(state, now),
-        workers: Counts::of(&state.workers.list_all(now)),
-        hives: Counts::of(&state.hives.list_all(now)),
-        inflight_requests: count(state.metrics.inflight.get()),
-        waiting_requests: count(state.metrics.waiting.get()),
+/// One reader of the stream.
+struct Reader {
+    state: Arc<State>,
+    listener: Listener,
+    /// Number of the newest change that it was told; `None` if only a snapshot helps.
+    place: Option<u64>,
+    queen_beat: Option<Bytes>,
+    /// Whether the queen has told it of herself.
+    is_greeted: bool,
+    pulse: Arc<Pulse>,
+    /// How much of the pulse it was told.
+    told: usize,
+    _counted: Counted,
+}
+
+impl Reader {
+    /// The next event; waits for it.
+    async fn next(&mut self) -> Bytes {
+        loop {
+            if let Some(event) = self.at_hand() {
+                return event;
+            }
+            match self.listener.news().await {
+                News::Changes => {}
+                News::QueenBeat(beat) => self.queen_beat = Some(beat),
+                News::Pulse(pulse) => self.begin(pulse),
+            }
+        }
     }
-}
 
-/// The events of one registry; ends with it.
-fn members<T: HeartbeatItem>(
-    events: Receiver<RegistryEvent<T>>,
-    show: fn(Happening, &MemberView<T>, Instant) -> Event,
-) -> impl Stream<Item = Event> {
-    stream::unfold(events, move |mut events| async move {
-        let event = match events.recv().await {
-            Ok(event) => {
-                let now = Instant::now();
-                // The member as it was told of, not as it may have become since.
-                let view = MemberView {
-                    report: event.report,
-                    ..event.member.view(now)
-                };
-                show(Happening::new(event.kind, &view, now), &view, now).event(T::KIND)
-            }
-            Err(RecvError::Lagged(missed)) => {
-                let kind = T::KIND.to_owned();
-                sse::event(&Lagged { kind, missed }).event("lagged")
-            }
-            Err(RecvError::Closed) => return None,
+    fn begin(&mut self, pulse: Arc<Pulse>) {
+        self.pulse = pulse;
+        self.told = 0;
+    }
+
+    /// The next event, if there is one.
+    fn at_hand(&mut self) -> Option<Bytes> {
+        let Some(place) = self.place else {
+            return Some(self.snapshot());
         };
-        Some((event, events))
-    })
-}
+        let next = self.state.changes.after(place);
+        if next == Next::Gone {
+            return Some(self.snapshot());
+        }
+        if !std::mem::replace(&mut self.is_greeted, true) {
+            return Some(frame("queen", None, &queen_beat(&self.state, Instant::now())));
+        }
+        if self.told == self.pulse.frames.len()
+            && let Some(pulse) = self.listener.take_pulse()
+        {
+            self.begin(pulse);
+        }
+        // Before the changes that came after it: a beat must not be told after its sender's leaving.
+        if place == self.pulse.place
+            && let Some(event) = self.pulse.frames.get(self.told)
+        {
+            self.told += 1;
+            return Some(event.clone());
+        }
+        let Next::Change(event) = next else {
+            return self.queen_beat.take();
+        };
+        self.place = Some(place + 1);
+        Some(event)
+    }
 
-fn worker_event(happening: Happening, view: &MemberView<WorkerHeartbeat>, now: Instant) -> Event {
-    sse::event(&WorkerEvent {
-        change: happening.change,
-        from: happening.from,
-        to: happening.to,
-        reason: happening.reason,
-        worker: WorkerView::new(view, now),
-    })
-}
-
-fn hive_event(happening: Happening, view: &MemberView<HiveHeartbeat>, now: Instant) -> Event {
-    sse::event(&HiveEvent {
-        change: happening.change,
-        from: happening.from,
-        to: happening.to,
-        reason: happening.reason,
-        hive: HiveView::new(view, now),
-    })
+    fn snapshot(&mut self) -> Bytes {
+        // The place first: what happens meanwhile is told again as a change, rather than not at all.
+        let place = self.state.changes.newest();
+        self.place = Some(place);
+        self.pulse = Arc::default();
+        let id = self.state.changes.event_id(place);
+        frame("snapshot", Some(&id), &self.state.fleet(Instant::now()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-
-    use chrono::Utc;
-    use heartbeat_registry::RegistryOptions;
-    use http_body_util::BodyExt;
+    use daemon::Shutdown;
+    use futures_util::FutureExt;
+    use futures_util::stream::BoxStream;
 
     use super::*;
-    use crate::registry::WorkerRegistry;
+    use crate::changes::MAX_CHANGES;
+    use crate::config::Config;
+
+    fn state() -> Arc<State> {
+        Arc::new(State::new(Config::default(), Shutdown::new()).unwrap())
+    }
+
+    fn push(state: &State, number: usize) {
+        state.changes.push("worker", &number);
+    }
+
+    /// A reader that has the snapshot and the queen's greeting, and reads no further by itself.
+    fn greeted(state: &Arc<State>) -> BoxStream<'static, Bytes> {
+        let mut reader = events(Arc::clone(state), None).boxed();
+        assert!(at_hand(&mut reader).unwrap().starts_with("event: snapshot\n"));
+        assert!(at_hand(&mut reader).unwrap().starts_with("event: queen\ndata: "));
+        reader
+    }
+
+    /// The next event, if the reader need not wait for it.
+    fn at_hand(reader: &mut BoxStream<'static, Bytes>) -> Option<String> {
+        let event = reader.next().now_or_never()??;
+        Some(String::from_utf8(event.to_vec()).unwrap())
+    }
+
+    fn change(state: &State, number: usize) -> String {
+        let id = state.changes.event_id(number as u64);
+        format!("event: worker\nid: {id}\ndata: {number}\n\n")
+    }
 
     #[tokio::test]
-    async fn a_slow_reader_misses_the_oldest_events_and_is_told_how_many() {
-        let registry = WorkerRegistry::new(RegistryOptions {
-            event_capacity: 4,
-            ..RegistryOptions::default()
-        });
-        let mut body = sse::response(members(registry.subscribe(), worker_event)).into_body();
-        for seq in 1..=9 {
-            let beat = daemon::extract::from_slice(
-                format!(
-                    r#"{{"worker": {{"id": "w", "model_id": "m", "device": "cpu", "port": 1, "status": "ready",
-                         "implementation": "x", "version": "0", "incarnation": 1}},
-                        "timestamp": "2025-10-24T10:00:00Z", "seq": {seq}}}"#
-                )
-                .as_bytes(),
-            )
-            .unwrap();
-            let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            registry.record(beat, peer, Instant::now(), Utc::now()).unwrap();
+    async fn a_reader_that_stopped_gets_every_change_that_is_kept_in_order() {
+        let state = state();
+        let mut reader = greeted(&state);
+        (1..=MAX_CHANGES).for_each(|number| push(&state, number));
+        for number in 1..=MAX_CHANGES {
+            assert_eq!(at_hand(&mut reader), Some(change(&state, number)));
         }
-        let mut next = async || {
-            let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            String::from_utf8(frame.to_vec()).unwrap()
-        };
-        let first = next().await;
-        // Ten events: the first beat is also a joining.
+        assert_eq!(at_hand(&mut reader), None);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stopped_for_too_long_gets_a_new_snapshot_and_goes_on_after_it() {
+        let state = state();
+        let mut reader = greeted(&state);
+        (1..=MAX_CHANGES + 1).for_each(|number| push(&state, number));
+        let snapshot = at_hand(&mut reader).unwrap();
+        let id = state.changes.event_id(MAX_CHANGES as u64 + 1);
         assert!(
-            first.contains("event: lagged") && first.contains(r#""missed":6"#),
-            "{first}"
+            snapshot.starts_with(&format!("event: snapshot\nid: {id}\n")),
+            "{snapshot}"
         );
-        assert!(next().await.contains("event: worker"));
+        assert_eq!(at_hand(&mut reader), None);
+        push(&state, MAX_CHANGES + 2);
+        assert_eq!(at_hand(&mut reader), Some(change(&state, MAX_CHANGES + 2)));
+    }
+
+    #[tokio::test]
+    async fn when_the_queen_herself_missed_changes_every_reader_gets_a_new_snapshot() {
+        let state = state();
+        push(&state, 1);
+        let mut reader = greeted(&state);
+        state.changes.break_off();
+        assert!(at_hand(&mut reader).unwrap().starts_with("event: snapshot\n"));
+        assert_eq!(at_hand(&mut reader), None);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_says_where_it_was_gets_no_snapshot() {
+        let state = state();
+        (1..=3).for_each(|number| push(&state, number));
+        let mut reader = events(Arc::clone(&state), Some(1)).boxed();
+        assert!(at_hand(&mut reader).unwrap().starts_with("event: queen\n"));
+        assert_eq!(at_hand(&mut reader), Some(change(&state, 2)));
+        assert_eq!(at_hand(&mut reader), Some(change(&state, 3)));
+        assert_eq!(at_hand(&mut reader), None);
+        let mut unknown = events(Arc::clone(&state), Some(4)).boxed();
+        assert!(at_hand(&mut unknown).unwrap().starts_with("event: snapshot\n"));
+    }
+
+    #[tokio::test]
+    async fn a_pulse_is_told_between_the_changes_that_it_came_between_and_an_old_one_not_at_all() {
+        let state = state();
+        let (mut prompt, mut late) = (greeted(&state), greeted(&state));
+        push(&state, 1);
+        state
+            .changes
+            .publish_pulse(vec![Bytes::from_static(b"beat a"), Bytes::from_static(b"beat b")]);
+        assert_eq!(at_hand(&mut prompt), Some(change(&state, 1)));
+        assert_eq!(at_hand(&mut prompt), Some("beat a".to_owned()));
+        push(&state, 2);
+        assert_eq!(at_hand(&mut prompt), Some("beat b".to_owned()));
+        assert_eq!(at_hand(&mut prompt), Some(change(&state, 2)));
+
+        // The late one has missed the first pulse; the newest comes in its place, after the changes before it.
+        push(&state, 3);
+        state.changes.publish_pulse(vec![Bytes::from_static(b"beat c")]);
+        for number in 1..=3 {
+            assert_eq!(at_hand(&mut late), Some(change(&state, number)));
+        }
+        assert_eq!(at_hand(&mut late), Some("beat c".to_owned()));
+        assert_eq!(at_hand(&mut late), None);
+    }
+
+    #[tokio::test]
+    async fn readers_are_counted_while_they_read() {
+        let state = state();
+        let reader = greeted(&state);
+        assert_eq!(state.metrics.stream_readers.get(), 1);
+        drop(reader);
+        assert_eq!(state.metrics.stream_readers.get(), 0);
     }
 }

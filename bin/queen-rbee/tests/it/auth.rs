@@ -51,6 +51,7 @@ async fn the_token_guards_the_fleet_and_keys_guard_the_models() {
         [401, 401, 401, 400]
     );
     assert_eq!(statuses(&queen, Method::GET, "/v1/fleet").await, [401, 401, 401, 200]);
+    assert_eq!(statuses(&queen, Method::GET, "/v1/workers").await, [401, 401, 401, 200]);
     assert_eq!(
         statuses(&queen, Method::GET, "/v1/heartbeats/stream").await,
         [401, 401, 401, 200]

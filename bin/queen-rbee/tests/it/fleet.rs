@@ -1,87 +1,9 @@
 //! What the queen shows of her fleet.
 
-use eventsource_stream::{Event, Eventsource};
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
 use queen_rbee::Config;
-use queen_rbee::fleet::{Change, HiveEvent, Liveness, QueenBeat, WorkerEvent};
 use serde_json::{Value, json};
 
-use crate::support::{Queen, Reader, Worker, chat, chat_stream, closed_port, hive_beat, with, within, worker_beat};
-
-struct Events(BoxStream<'static, Event>);
-
-impl Events {
-    /// Follows the queen's stream from after her first own beat: then the subscription stands.
-    async fn of(queen: &Queen) -> Self {
-        let response = queen.get("/v1/heartbeats/stream").send().await.unwrap();
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut events = Self(response.bytes_stream().eventsource().map(Result::unwrap).boxed());
-        let first = events.next().await.unwrap();
-        assert_eq!(first.event, "queen");
-        let beat: QueenBeat = serde_json::from_str(&first.data).unwrap();
-        assert_eq!(beat.queen.id, queen.fleet().await.queen.id);
-        events
-    }
-
-    async fn next(&mut self) -> Option<Event> {
-        within("an event", self.0.next()).await
-    }
-
-    /// The next event that is not the queen's own.
-    async fn member(&mut self) -> Event {
-        loop {
-            let event = self.next().await.unwrap();
-            if event.event != "queen" {
-                return event;
-            }
-        }
-    }
-
-    async fn worker(&mut self) -> WorkerEvent {
-        let event = self.member().await;
-        assert_eq!(event.event, "worker");
-        serde_json::from_str(&event.data).unwrap()
-    }
-}
-
-#[tokio::test]
-async fn the_stream_tells_of_each_beat_and_each_change_with_its_reason() {
-    let queen = Queen::start(Config::default()).await;
-    let mut events = Events::of(&queen).await;
-    queen.worker_beat(&worker_beat("w", closed_port().await)).await;
-    assert_eq!(events.worker().await.change, Change::Joined);
-    let beat = events.worker().await;
-    assert_eq!(
-        (beat.change, beat.worker.id.as_str(), beat.reason),
-        (Change::Beat, "w", None)
-    );
-
-    let asked = queen.ask(&chat());
-    let suspect = events.worker().await;
-    assert_eq!(
-        (suspect.change, suspect.from, suspect.to),
-        (Change::StateChanged, Some(Liveness::Online), Some(Liveness::Suspect))
-    );
-    assert!(suspect.reason.unwrap().contains("cannot be reached"));
-    assert!(!suspect.worker.ready);
-    drop(asked);
-
-    queen
-        .worker_beat(&with(worker_beat("w", 1), "/worker/status", "stopped"))
-        .await;
-    let mut last = events.worker().await;
-    while last.change != Change::Left {
-        last = events.worker().await;
-    }
-    assert_eq!(last.reason.as_deref(), Some("said goodbye"));
-
-    queen.hive_beat(&hive_beat("h")).await;
-    let event = events.member().await;
-    assert_eq!(event.event, "hive");
-    let hive: HiveEvent = serde_json::from_str(&event.data).unwrap();
-    assert_eq!((hive.change, hive.hive.id.as_str()), (Change::Joined, "h"));
-}
+use crate::support::{Queen, Reader, Worker, chat, chat_stream, with, within};
 
 #[tokio::test]
 async fn a_model_that_there_is_not_gets_a_404_that_lists_those_there_are() {
@@ -97,9 +19,10 @@ async fn a_model_that_there_is_not_gets_a_404_that_lists_those_there_are() {
         error["error"]["message"].as_str().unwrap().to_owned()
     };
     assert!(ask("nope").await.contains("no worker serves any model yet"));
-    queen.worker_beat(&worker_beat("w", 9301)).await;
+    let worker = Worker::start().await;
+    queen.worker_beat(&worker.beat("w")).await;
     queen
-        .worker_beat(&with(worker_beat("v", 9302), "/worker/model_id", "org/name"))
+        .worker_beat(&with(worker.beat("v"), "/worker/model_id", "org/name"))
         .await;
     assert!(ask("nope").await.ends_with("there are: m, org/name"));
     assert!(ask("no id").await.contains("no id"));
@@ -155,9 +78,10 @@ async fn models_are_listed_with_the_state_of_their_workers() {
     queen
         .worker_beat(&with(worker.beat("a"), "/worker/context_length", 2048))
         .await;
-    let loading = with(worker_beat("b", 9302), "/worker/model_id", "org/name");
+    let starting = Worker::start().await;
+    let loading = with(starting.beat("b"), "/worker/model_id", "org/name");
     queen.worker_beat(&with(loading, "/worker/status", "starting")).await;
-    let failed = with(worker_beat("c", 9303), "/worker/model_id", "broken");
+    let failed = with(starting.beat("c"), "/worker/model_id", "broken");
     queen.worker_beat(&with(failed, "/worker/status", "failed")).await;
 
     let list: Value = queen.get("/v1/models").send().await.unwrap().json().await.unwrap();
@@ -224,7 +148,8 @@ async fn paths_and_methods_that_there_are_not_get_the_same_kind_of_error() {
 #[tokio::test]
 async fn metrics_are_text_that_prometheus_reads() {
     let queen = Queen::start(Config::default()).await;
-    queen.worker_beat(&worker_beat("w", 9301)).await;
+    let worker = Worker::start().await;
+    queen.worker_beat(&worker.beat("w")).await;
     let response = queen.get("/metrics").send().await.unwrap();
     assert_eq!(
         response.headers()["content-type"],
@@ -268,7 +193,8 @@ async fn while_draining_the_queen_is_not_ready_and_a_running_answer_is_finished(
 
     let mut worker = Worker::start().await;
     queen.worker_beat(&worker.beat("w")).await;
-    let mut events = Events::of(&queen).await;
+    let mut events = Reader::new(queen.get("/v1/heartbeats/stream").send().await.unwrap());
+    assert!(events.next().await.is_some());
     let asked = queen.ask(&chat_stream());
     let answer = worker.next().await.stream();
     answer.write("data: 1\n\n").await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use queen_rbee::Config;
-use queen_rbee::fleet::Liveness;
+use queen_rbee::fleet::{LeaveReason, Liveness};
 use serde_json::{Value, json};
 
 use crate::support::{Queen, Worker, chat, hive_beat, plain, with, within, worker_beat};
@@ -168,8 +168,9 @@ async fn a_hive_is_asked_for_its_capabilities_until_it_has_told_them() {
 #[tokio::test]
 async fn an_old_heartbeat_changes_nothing_and_a_goodbye_ends_the_membership() {
     let queen = Queen::start(Config::default()).await;
+    let worker = Worker::start().await;
     let stamped = |status: &str, seq: u64| {
-        let beat = with(worker_beat("w", 9301), "/worker/incarnation", 5);
+        let beat = with(worker.beat("w"), "/worker/incarnation", 5);
         with(with(beat, "/worker/status", status), "/seq", seq)
     };
     queen.worker_beat(&stamped("ready", 2)).await;
@@ -179,7 +180,7 @@ async fn an_old_heartbeat_changes_nothing_and_a_goodbye_ends_the_membership() {
     assert_eq!(queen.worker("w").await, None);
     assert_eq!(
         queen
-            .metric("rbee_heartbeats_total{kind=\"worker\",outcome=\"stale\"}")
+            .metric("rbee_heartbeats_total{kind=\"worker\",outcome=\"dropped\"}")
             .await,
         1.0
     );
@@ -194,9 +195,10 @@ async fn an_old_heartbeat_changes_nothing_and_a_goodbye_ends_the_membership() {
 #[tokio::test]
 async fn a_worker_whose_clock_is_an_hour_off_is_online() {
     let queen = Queen::start(Config::default()).await;
+    let worker = Worker::start().await;
     let ahead = chrono::Utc::now() + chrono::TimeDelta::hours(1);
     queen
-        .worker_beat(&with(worker_beat("w", 9301), "/timestamp", ahead.to_rfc3339()))
+        .worker_beat(&with(worker.beat("w"), "/timestamp", ahead.to_rfc3339()))
         .await;
     let worker = queen.worker("w").await.unwrap();
     assert_eq!((worker.liveness, worker.ready), (Liveness::Online, true));
@@ -207,6 +209,7 @@ async fn a_worker_whose_clock_is_an_hour_off_is_online() {
     );
 }
 
+/// A hive's heartbeat that tells of an exit; and of a process of this state, if there is one.
 fn exit_report(state: Option<&str>, pid: u32) -> Value {
     let processes: Vec<Value> = state
         .map(|state| {
@@ -251,17 +254,47 @@ async fn a_worker_whose_process_ended_is_not_chosen_from_that_moment() {
 #[tokio::test]
 async fn a_late_report_of_an_exit_does_not_harm_the_process_that_came_after() {
     let queen = Queen::start(Config::default()).await;
-    let next = with(with(worker_beat("w", 9301), "/worker/hive_id", "h"), "/worker/pid", 8);
+    let worker = Worker::start().await;
+    let next = with(with(worker.beat("w"), "/worker/hive_id", "h"), "/worker/pid", 8);
     queen.worker_beat(&next).await;
     queen.hive_beat(&exit_report(Some("running"), 8)).await;
     assert!(queen.worker("w").await.unwrap().ready);
+    let of_process = |pid: u32| with(exit_report(None, 0), "/changes/workers_removed/0/pid", pid);
+    queen.hive_beat(&of_process(7)).await;
+    assert!(queen.worker("w").await.unwrap().ready, "it was another process");
+    queen.hive_beat(&of_process(8)).await;
+    assert_eq!(queen.worker("w").await, None);
+    let late = queen.worker_beat(&next).await;
+    assert_eq!(
+        late.get("dropped"),
+        None,
+        "a sender without an incarnation cannot be held back"
+    );
+}
+
+#[tokio::test]
+async fn an_ended_process_is_not_brought_back_by_what_it_had_sent() {
+    let queen = Queen::start(Config::default()).await;
+    let worker = Worker::start().await;
+    let beat = |incarnation: u64, seq: u64| {
+        let beat = with(worker.beat("w"), "/worker/hive_id", "h");
+        with(with(beat, "/worker/incarnation", incarnation), "/seq", seq)
+    };
+    queen.worker_beat(&beat(5, 1)).await;
+    queen.hive_beat(&exit_report(None, 0)).await;
+    assert_eq!(queen.worker_beat(&beat(5, 2)).await["dropped"], "departed");
+    let gone = queen.fleet().await.gone.remove(0);
+    assert_eq!((gone.id.as_str(), gone.reason), ("w", LeaveReason::Ended));
+    queen.worker_beat(&beat(6, 1)).await;
+    assert!(queen.worker("w").await.is_some(), "its next start");
 }
 
 #[tokio::test]
 async fn a_hive_cannot_report_the_end_of_anothers_worker() {
     let queen = Queen::start(Config::default()).await;
+    let worker = Worker::start().await;
     queen
-        .worker_beat(&with(worker_beat("w", 9301), "/worker/hive_id", "other"))
+        .worker_beat(&with(worker.beat("w"), "/worker/hive_id", "other"))
         .await;
     queen.hive_beat(&exit_report(None, 7)).await;
     assert!(queen.worker("w").await.unwrap().ready);

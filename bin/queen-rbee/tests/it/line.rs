@@ -5,7 +5,7 @@ use std::time::Duration;
 use queen_rbee::Config;
 use serde_json::{Value, json};
 
-use crate::support::{Queen, Worker, chat, closed_port, hive_beat, plain, with, within, worker_beat};
+use crate::support::{Queen, Worker, chat, hive_beat, plain, with, within};
 
 const WAITING: &str = "rbee_waiting_requests";
 
@@ -94,7 +94,10 @@ async fn a_request_waits_for_a_worker_that_its_hive_starts_again() {
 #[tokio::test]
 async fn a_request_that_found_its_only_worker_dead_waits_for_another() {
     let queen = Queen::start(Config::default()).await;
-    queen.worker_beat(&worker_beat("dead", closed_port().await)).await;
+    let dead = Worker::start().await;
+    queen.worker_beat(&dead.beat("dead")).await;
+    queen.workers_reached(1).await;
+    dead.stop().await;
     let asked = queen.ask(&chat());
     queen.metric_is(WAITING, 1.0).await;
     let mut worker = Worker::start().await;

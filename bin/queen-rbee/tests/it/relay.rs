@@ -8,7 +8,7 @@ use queen_rbee::Config;
 use queen_rbee::fleet::Liveness;
 use serde_json::{Value, json};
 
-use crate::support::{Queen, Reader, Worker, chat, chat_stream, closed_port, plain, with, within, worker_beat};
+use crate::support::{Queen, Reader, Worker, chat, chat_stream, plain, with, within};
 
 async fn queen_and_worker() -> (Queen, Worker) {
     let queen = Queen::start(Config::default()).await;
@@ -89,7 +89,10 @@ async fn a_stream_is_relayed_chunk_by_chunk_as_it_is_written() {
 #[tokio::test]
 async fn a_worker_that_refuses_the_connection_is_passed_over_and_suspect_from_then_on() {
     let queen = Queen::start(Config::default()).await;
-    queen.worker_beat(&worker_beat("dead", closed_port().await)).await;
+    let dead = Worker::start().await;
+    queen.worker_beat(&dead.beat("dead")).await;
+    queen.workers_reached(1).await;
+    dead.stop().await;
     let mut worker = Worker::start().await;
     // Far from full, so that the dead one, which has nothing to do, is chosen first.
     let busier = with(

@@ -1,19 +1,23 @@
 //! A queen, and workers whose every answer a test decides.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use axum::routing::get;
 use bytes::Bytes;
 use daemon::Shutdown;
 use futures_util::StreamExt;
 use http::request::Parts;
-use queen_rbee::fleet::{FleetView, WorkerView};
+use queen_rbee::fleet::{FleetView, Liveness, WorkerView};
 use queen_rbee::{Config, run};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -93,6 +97,27 @@ impl Queen {
             .find(|worker| worker.id.as_str() == id)
     }
 
+    /// Ends when the worker has this liveness; answers with it.
+    pub(crate) async fn worker_becomes(&self, id: &str, liveness: Liveness) -> WorkerView {
+        within(&format!("{id} being {liveness}"), async {
+            loop {
+                if let Some(worker) = self.worker(id).await
+                    && worker.liveness == liveness
+                {
+                    return worker;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
+    /// Ends when so many workers have answered when the queen called them back.
+    pub(crate) async fn workers_reached(&self, count: u32) {
+        self.metric_is("rbee_callbacks_total{kind=\"worker\",result=\"reached\"}", count.into())
+            .await;
+    }
+
     /// The value of the metric whose line starts so; 0 if there is none.
     pub(crate) async fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics").send().await.unwrap().text().await.unwrap();
@@ -169,11 +194,12 @@ impl BodyWriter {
     }
 }
 
-/// A worker that hands every request to the test.
+/// A worker that hands every request to the test, but for the queen's call-backs: those it answers itself.
 pub(crate) struct Worker {
     pub(crate) address: SocketAddr,
     requests: mpsc::Receiver<Reached>,
-    _task: AbortOnDropHandle<()>,
+    calls: Arc<AtomicU32>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -181,24 +207,43 @@ impl Worker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (reached, requests) = mpsc::channel(64);
-        let router = Router::new().fallback(move |request: Request| {
-            let reached = reached.clone();
-            async move {
-                let (head, body) = request.into_parts();
-                let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-                let (reply, answer) = oneshot::channel();
-                reached.send(Reached { head, body, reply }).await.unwrap();
-                answer
-                    .await
-                    .unwrap_or_else(|_| Response::builder().status(500).body(Body::empty()).unwrap())
-            }
+        let calls = Arc::new(AtomicU32::new(0));
+        let called = Arc::clone(&calls);
+        let health = get(async move || {
+            called.fetch_add(1, Ordering::SeqCst);
         });
+        let router = Router::new()
+            .route("/health", health)
+            .fallback(move |request: Request| {
+                let reached = reached.clone();
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                    let (reply, answer) = oneshot::channel();
+                    reached.send(Reached { head, body, reply }).await.unwrap();
+                    answer
+                        .await
+                        .unwrap_or_else(|_| Response::builder().status(500).body(Body::empty()).unwrap())
+                }
+            });
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             address,
             requests,
-            _task: AbortOnDropHandle::new(task),
+            calls,
+            task: AbortOnDropHandle::new(task),
         }
+    }
+
+    /// How often it was called back.
+    pub(crate) fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Ends it: from now on its port refuses connections.
+    pub(crate) async fn stop(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
     }
 
     /// The next request that reaches it.
@@ -214,6 +259,42 @@ impl Worker {
     /// Its heartbeat: ready, with one slot, serving model `m`.
     pub(crate) fn beat(&self, id: &str) -> Value {
         worker_beat(id, self.address.port())
+    }
+}
+
+/// A port that takes connections, and closes them without a word until it is opened.
+pub(crate) struct Door {
+    pub(crate) port: u16,
+    is_open: Arc<AtomicBool>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Door {
+    pub(crate) async fn shut() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&is_open);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                if opened.load(Ordering::SeqCst) {
+                    let _ = connection.read(&mut [0; 1_024]).await;
+                    let answer = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+                    let _ = connection.write_all(answer.as_bytes()).await;
+                }
+            }
+        });
+        Self {
+            port,
+            is_open,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    /// From now on every request is answered, though not kindly.
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Ordering::SeqCst);
     }
 }
 

@@ -1,6 +1,10 @@
 //! The queen's metrics, as `GET /metrics` shows them.
 
+mod beats;
+mod counted;
+
 use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +13,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use shared_contract::ModelId;
 
 use crate::fleet::Counts;
+
+pub(crate) use beats::BeatMetrics;
+pub(crate) use counted::Counted;
 
 /// Models with a label of their own; further ones share [`OTHER_MODEL`].
 const MAX_MODEL_LABELS: usize = 200;
@@ -33,9 +40,14 @@ struct MemberLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BeatLabels {
+struct KindLabels {
     kind: &'static str,
-    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    kind: &'static str,
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,10 +66,22 @@ struct RetryLabels {
 pub(crate) struct Metrics {
     registry: Registry,
     members: Family<MemberLabels, Gauge>,
-    beats: Family<BeatLabels, Counter>,
+    conflicts: Family<KindLabels, Gauge>,
+    callbacks: Family<CallLabels, Counter>,
+    /// 1 while the queen doubts her own view.
+    degraded_view: Gauge,
+    heartbeat_interval: Gauge<f64, AtomicU64>,
     requests: Family<RequestLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
     model_labels: Mutex<HashSet<String>>,
+    /// Of the workers' heartbeats.
+    pub(crate) worker_beats: BeatMetrics,
+    /// Of the hives' heartbeats.
+    pub(crate) hive_beats: BeatMetrics,
+    /// Telemetry streams of hives that the queen reads.
+    pub(crate) telemetry_subscriptions: Gauge,
+    /// Readers of the queen's own stream.
+    pub(crate) stream_readers: Gauge,
     /// From the request's arrival.
     first_byte: Histogram,
     /// Requests that are being answered or wait.
@@ -73,56 +97,40 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("rbee");
-        let members = Family::<MemberLabels, Gauge>::default();
-        registry.register("members", "Members of the fleet by liveness", members.clone());
-        let beats = Family::<BeatLabels, Counter>::default();
-        registry.register("heartbeats", "Heartbeats received", beats.clone());
-        let requests = Family::<RequestLabels, Counter>::default();
-        registry.register("requests", "Requests to the OpenAI endpoints", requests.clone());
-        let retries = Family::<RetryLabels, Counter>::default();
-        registry.register(
-            "retries",
-            "Attempts at a worker that another one had to follow",
-            retries.clone(),
-        );
-        let first_byte = Histogram::new(FIRST_BYTE_BUCKETS);
-        registry.register(
-            "time_to_first_byte_seconds",
-            "From a request's arrival to the first byte of its answer",
-            first_byte.clone(),
-        );
-        let inflight = Gauge::default();
-        registry.register(
-            "inflight_requests",
-            "Requests that are being answered or wait",
-            inflight.clone(),
-        );
-        let waiting = Gauge::default();
-        registry.register("waiting_requests", "Requests that wait for a worker", waiting.clone());
-        let clients_gone = Counter::default();
-        registry.register(
-            "clients_gone",
-            "Requests whose client left before their end",
-            clients_gone.clone(),
-        );
-        let broken = Counter::default();
-        registry.register(
-            "broken_answers",
-            "Answers that broke off after their first byte",
-            broken.clone(),
-        );
+        let r = &mut registry;
+        let (worker_beats, hive_beats) = BeatMetrics::of_both_kinds(r);
         Self {
-            registry,
-            members,
-            beats,
-            requests,
-            retries,
+            members: add(r, "members", "Members of the fleet by liveness"),
+            conflicts: add(r, "conflicts", "Members whose name a second live sender claims"),
+            callbacks: add(r, "callbacks", "Calls of the queen to where a member says it is"),
+            degraded_view: add(r, "degraded_view", "1 while the queen doubts her own view of the fleet"),
+            heartbeat_interval: add(
+                r,
+                "heartbeat_interval_seconds",
+                "Pause between heartbeats that senders are asked for",
+            ),
+            worker_beats,
+            hive_beats,
+            telemetry_subscriptions: add(
+                r,
+                "telemetry_subscriptions",
+                "Telemetry streams of hives that the queen reads",
+            ),
+            stream_readers: add(r, "stream_readers", "Readers of the queen's stream of events"),
+            requests: add(r, "requests", "Requests to the OpenAI endpoints"),
+            retries: add(r, "retries", "Attempts at a worker that another one had to follow"),
             model_labels: Mutex::default(),
-            first_byte,
-            inflight,
-            waiting,
-            clients_gone,
-            broken,
+            first_byte: {
+                let histogram = Histogram::new(FIRST_BYTE_BUCKETS);
+                let help = "From a request's arrival to the first byte of its answer";
+                r.register("time_to_first_byte_seconds", help, histogram.clone());
+                histogram
+            },
+            inflight: add(r, "inflight_requests", "Requests that are being answered or wait"),
+            waiting: add(r, "waiting_requests", "Requests that wait for a worker"),
+            clients_gone: add(r, "clients_gone", "Requests whose client left before their end"),
+            broken: add(r, "broken_answers", "Answers that broke off after their first byte"),
+            registry,
         }
     }
 
@@ -131,17 +139,28 @@ impl Metrics {
         let gauges = [
             ("online", counts.online),
             ("suspect", counts.suspect),
+            ("unreachable", counts.unreachable),
             ("lost", counts.lost),
         ];
         for (liveness, count) in gauges {
             self.members
                 .get_or_create(&MemberLabels { kind, liveness })
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+                .set(whole(count));
         }
+        self.conflicts
+            .get_or_create(&KindLabels { kind })
+            .set(whole(counts.contended));
     }
 
-    pub(crate) fn beat(&self, kind: &'static str, outcome: &'static str) {
-        self.beats.get_or_create(&BeatLabels { kind, outcome }).inc();
+    /// Takes what the next [`text`](Self::text) shows of the queen's view as a whole.
+    pub(crate) fn set_view(&self, is_degraded: bool, interval: Duration) {
+        self.degraded_view.set(is_degraded.into());
+        self.heartbeat_interval.set(interval.as_secs_f64());
+    }
+
+    /// Counts a call to where a member says it is.
+    pub(crate) fn callback(&self, kind: &'static str, result: &'static str) {
+        self.callbacks.get_or_create(&CallLabels { kind, result }).inc();
     }
 
     pub(crate) fn retry(&self, reason: &'static str) {
@@ -179,6 +198,17 @@ impl Metrics {
         let _ = text::encode(&mut text, &self.registry);
         text
     }
+}
+
+/// Registers a metric, and answers with a handle of it.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
