@@ -12,7 +12,7 @@ use crate::{ModelId, QueenId, timing};
 pub struct Stamp {
     /// Grows at every start of the sender.
     pub incarnation: u64,
-    /// Grows with every beat of one incarnation, from 1.
+    /// Grows with every beat of the sender, to whichever queen; there may be gaps.
     pub seq: u64,
     /// The sender's wall clock. The receiver derives a skew gauge from it and decides nothing by it.
     pub timestamp: DateTime<Utc>,
@@ -79,7 +79,8 @@ pub enum DropReason {
     Reordered,
     /// A newer incarnation of the sender is known.
     OlderIncarnation,
-    /// It was sent before its sender left.
+    /// Its sender has left, as far as the receiver knows: a sender that reads this lives, and goes on under an incarnation
+    /// above [`HeartbeatAck::known_incarnation`].
     Departed,
     /// Another live sender has the same id.
     Conflict,
@@ -108,7 +109,7 @@ impl fmt::Display for DropReason {
             Self::Duplicate => "the same heartbeat had come already",
             Self::Reordered => "a newer heartbeat came first",
             Self::OlderIncarnation => "a newer process with the same id has been heard of",
-            Self::Departed => "it was sent before its sender left",
+            Self::Departed => "its sender was taken for gone",
             Self::Conflict => "another live process has the same id",
             Self::Unknown => "dropped for a reason that this version does not know",
         })
@@ -137,6 +138,12 @@ pub struct HeartbeatAck {
     /// Why the beat was dropped; left out if it was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped: Option<DropReason>,
+    /// The newest incarnation that the receiver knows of, where the beat was dropped since its sender was taken for gone.
+    ///
+    /// The sender refutes that by a higher one, as in SWIM (Das, Gupta, Motivala 2002, section 4.2). An old beat that comes
+    /// late cannot: there is nobody to read its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_incarnation: Option<u64>,
 }
 
 fn default_interval_ms() -> u64 {

@@ -80,6 +80,87 @@ impl HeartbeatItem for WorkerHeartbeat {
     }
     fn inherit(&mut self, _previous: &Self) {}
     fn is_news_after(&self, previous: &Self) -> bool {
-        self.worker != previous.worker
+        description(&self.worker) != description(&previous.worker)
+    }
+}
+
+/// What of a worker changes seldom. That its slots are all taken is load, and so is how far it has loaded its model.
+fn description(worker: &WorkerInfo) -> impl PartialEq + '_ {
+    let WorkerInfo {
+        id: _,
+        incarnation: _,
+        model_id,
+        device,
+        port,
+        status,
+        implementation,
+        version,
+        host,
+        hive_id,
+        slots,
+        context_length,
+        model_revision,
+        endpoints,
+        pid,
+        status_detail,
+    } = worker;
+    let status = match status {
+        WorkerStatus::Busy => WorkerStatus::Ready,
+        status => *status,
+    };
+    let step = status_detail
+        .as_ref()
+        .map(|detail| (detail.phase.as_deref(), detail.reason.as_deref()));
+    (
+        (model_id, device, port, host, hive_id, pid),
+        (
+            implementation,
+            version,
+            slots,
+            context_length,
+            model_revision,
+            endpoints,
+        ),
+        (status, step),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StatusDetail;
+
+    fn beat(status: WorkerStatus, phase: &str, progress: f32) -> WorkerHeartbeat {
+        let worker = WorkerInfo {
+            status,
+            status_detail: Some(StatusDetail {
+                phase: Some(phase.into()),
+                progress: Some(progress),
+                reason: None,
+            }),
+            ..serde_json::from_str(
+                r#"{"id": "w", "model_id": "m", "device": "cpu", "port": 1, "status": "ready",
+                    "implementation": "x", "version": "0"}"#,
+            )
+            .unwrap()
+        };
+        WorkerHeartbeat {
+            worker,
+            timestamp: DateTime::UNIX_EPOCH,
+            seq: 0,
+            load: WorkerLoad::default(),
+        }
+    }
+
+    #[test]
+    fn load_and_progress_are_no_news_and_a_new_status_or_step_is() {
+        let news = |a: &WorkerHeartbeat, b: &WorkerHeartbeat| b.is_news_after(a);
+        let ready = beat(WorkerStatus::Ready, "", 0.0);
+        assert!(!news(&ready, &beat(WorkerStatus::Busy, "", 0.0)));
+        assert!(news(&ready, &beat(WorkerStatus::Draining, "", 0.0)));
+        let loading = beat(WorkerStatus::Starting, "load", 0.1);
+        assert!(!news(&loading, &beat(WorkerStatus::Starting, "load", 0.9)));
+        assert!(news(&loading, &beat(WorkerStatus::Starting, "warm-up", 0.0)));
+        assert!(news(&loading, &ready));
     }
 }

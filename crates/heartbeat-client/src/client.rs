@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared_contract::{DropReason, HeartbeatPayload};
+use shared_contract::{DropReason, HeartbeatPayload, QueenId};
 use tokio::sync::watch;
 
 use crate::{
@@ -47,8 +47,10 @@ where
     let (state, states) = watch::channel(ClientState::Startup);
     let (last_error, last_errors) = watch::channel(None);
     let (last_drop, last_drops) = watch::channel(None);
+    let (queen, queens) = watch::channel(None);
     let status = Status {
         state,
+        queen,
         last_error,
         last_drop,
     };
@@ -56,6 +58,7 @@ where
     HeartbeatHandle {
         commands,
         states,
+        queens,
         last_errors,
         last_drops,
     }
@@ -67,6 +70,7 @@ where
 pub struct HeartbeatHandle {
     commands: watch::Sender<Commands>,
     states: watch::Receiver<ClientState>,
+    queens: watch::Receiver<Option<QueenId>>,
     last_errors: watch::Receiver<Option<Arc<Error>>>,
     last_drops: watch::Receiver<Option<DropReason>>,
 }
@@ -82,13 +86,24 @@ impl HeartbeatHandle {
         self.states.clone()
     }
 
+    /// Which run of which queen answers; `None` while she is looked for, and if she does not say.
+    pub fn queen(&self) -> Option<QueenId> {
+        self.queens.borrow().clone()
+    }
+
+    /// Follows who answers. Closed once the client has ended; does not keep it alive.
+    pub fn watch_queen(&self) -> watch::Receiver<Option<QueenId>> {
+        self.queens.clone()
+    }
+
     /// Why the last beat failed; `None` if it was acknowledged.
     pub fn last_error(&self) -> Option<Arc<Error>> {
         self.last_errors.borrow().clone()
     }
 
     /// Why the queen acknowledges the beats and yet takes them for no news of this sender; `None` if she takes them.
-    /// Never [`DropReason::Duplicate`] or [`DropReason::Reordered`], which say nothing against the sender.
+    /// Never [`DropReason::Duplicate`] or [`DropReason::Reordered`], which say nothing against the sender, and
+    /// [`DropReason::Departed`] only if she did not believe the beat that refuted it.
     pub fn last_drop(&self) -> Option<DropReason> {
         *self.last_drops.borrow()
     }

@@ -3,7 +3,7 @@
 use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use chrono::Utc;
-use shared_contract::{DropReason, HeartbeatAck, HeartbeatPayload, Stamp};
+use shared_contract::{DropReason, HeartbeatAck, HeartbeatPayload, QueenId, Stamp};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -11,7 +11,8 @@ use tokio::{
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::{
-    Beat, ClientState, Error, Machine, Options, Source, dropped::remedy, machine::GOODBYE_LIMIT, transport::Transport,
+    Beat, ClientState, Error, Machine, Options, Sequence, Source, dropped::remedy, machine::GOODBYE_LIMIT,
+    transport::Transport,
 };
 
 /// What the handles want. Counters, so that nothing is queued and nothing is missed.
@@ -25,6 +26,7 @@ pub(crate) struct Commands {
 /// What the handles see.
 pub(crate) struct Status {
     pub(crate) state: watch::Sender<ClientState>,
+    pub(crate) queen: watch::Sender<Option<QueenId>>,
     pub(crate) last_error: watch::Sender<Option<Arc<Error>>>,
     pub(crate) last_drop: watch::Sender<Option<DropReason>>,
 }
@@ -32,13 +34,14 @@ pub(crate) struct Status {
 type Answer = Pin<Box<dyn Future<Output = Result<HeartbeatAck, Error>> + Send>>;
 
 struct InFlight<T> {
+    incarnation: u64,
     payload: T,
     answer: Answer,
 }
 
 pub(crate) struct Driver<T, X> {
     queen_url: String,
-    incarnation: u64,
+    sequence: Arc<Sequence>,
     machine: Machine,
     transport: Arc<X>,
     source: Arc<dyn Source<T>>,
@@ -46,19 +49,27 @@ pub(crate) struct Driver<T, X> {
     /// Commands already carried out.
     done: Commands,
     in_flight: Option<InFlight<T>>,
+    /// She took the sender for gone, and has taken no beat since.
+    is_taken_for_gone: bool,
 }
 
 impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
     pub(crate) fn new(options: &Options, transport: X, source: Arc<dyn Source<T>>, status: Status) -> Self {
         Self {
             queen_url: options.queen_url.clone(),
-            incarnation: options.incarnation,
-            machine: Machine::new(options.timing, options.seed, Instant::now().into_std()),
+            sequence: Arc::clone(&options.sequence),
+            machine: Machine::drawing_from(
+                Arc::clone(&options.sequence),
+                options.timing,
+                options.seed,
+                Instant::now().into_std(),
+            ),
             transport: Arc::new(transport),
             source,
             status,
             done: Commands::default(),
             in_flight: None,
+            is_taken_for_gone: false,
         }
     }
 
@@ -104,7 +115,7 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
     fn send(&self, beat: Beat) -> InFlight<T> {
         let mut payload = self.source.build(beat.delivery);
         payload.stamp(Stamp {
-            incarnation: self.incarnation,
+            incarnation: beat.incarnation,
             seq: beat.seq,
             timestamp: Utc::now(),
         });
@@ -114,7 +125,11 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
             let answer = timeout(beat.limit, transport.send(body?)).await;
             answer.unwrap_or(Err(Error::TimedOut(beat.limit)))
         });
-        InFlight { payload, answer }
+        InFlight {
+            incarnation: beat.incarnation,
+            payload,
+            answer,
+        }
     }
 
     /// Takes the end of the beat in flight.
@@ -128,13 +143,16 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
                 if matches!(ack.dropped, None | Some(DropReason::Duplicate)) {
                     self.source.delivered(&in_flight.payload, &ack);
                 }
-                self.note_drop(ack.dropped);
+                let is_outrun = in_flight.incarnation < self.sequence.incarnation();
+                self.note_drop(ack.dropped, is_outrun);
                 self.status.last_error.send_replace(None);
+                self.publish_queen(ack.queen_id);
             }
             Err(error) => {
                 self.machine.failed(now);
                 self.log_once(&error);
                 self.status.last_error.send_replace(Some(Arc::new(error)));
+                self.publish_queen(None);
             }
         }
     }
@@ -150,11 +168,23 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
         }
     }
 
-    /// One line for each change of the queen's mind.
-    fn note_drop(&self, dropped: Option<DropReason>) {
-        // The network's doing, which says nothing of how she takes this sender.
-        if matches!(dropped, Some(DropReason::Duplicate | DropReason::Reordered)) {
-            debug!(reason = ?dropped, "the network brought the heartbeat twice or too late");
+    /// One line for each change of the queen's mind. `is_outrun`: the sender has gone on under a newer incarnation since the
+    /// beat was drawn.
+    fn note_drop(&mut self, dropped: Option<DropReason>, is_outrun: bool) {
+        // The network's doing, or our own, which says nothing of how she takes this sender.
+        let is_late = match dropped {
+            Some(DropReason::Duplicate | DropReason::Reordered) => true,
+            Some(DropReason::OlderIncarnation) => is_outrun,
+            _ => false,
+        };
+        if is_late {
+            debug!(reason = ?dropped, "the heartbeat came twice or was outrun by a newer one");
+            return;
+        }
+        let is_gone = dropped == Some(DropReason::Departed);
+        let was_gone = mem::replace(&mut self.is_taken_for_gone, is_gone);
+        if is_gone && !was_gone {
+            info!("the queen took this sender for gone, it goes on under a new incarnation");
             return;
         }
         if !self
@@ -168,6 +198,10 @@ impl<T: HeartbeatPayload, X: Transport> Driver<T, X> {
             Some(reason) => warn!(%reason, remedy = remedy(reason), "the queen drops the heartbeats"),
             None => info!("the queen takes the heartbeats again"),
         }
+    }
+
+    fn publish_queen(&self, queen: Option<QueenId>) {
+        self.status.queen.send_if_modified(|last| replace_if_other(last, queen));
     }
 
     fn publish_state(&self) {

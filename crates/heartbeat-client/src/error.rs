@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// Why a client cannot be made, or why a beat was not delivered. Fits after "failed to reach the queen: ".
+use crate::MAX_QUEENS;
+
+/// Why a queen is not reported to, or why a beat was not delivered. Fits after "failed to reach the queen: ".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The queen's URL cannot be used.
@@ -16,6 +18,12 @@ pub enum Error {
     /// The token cannot be sent in a header.
     #[error("the token has characters that a header cannot carry; use printable ASCII")]
     Token,
+    /// No room for one more queen.
+    #[error("{MAX_QUEENS} queens are reported to already, and none of them can be given up")]
+    TooManyQueens,
+    /// The goodbyes have been said: nothing is to follow them.
+    #[error("this process has said goodbye to its queens")]
+    Ended,
     /// The payload could not be written as JSON.
     #[error("the heartbeat cannot be written as JSON: {0}")]
     Encode(String),
@@ -45,7 +53,12 @@ impl Error {
         match self {
             Self::Refused { status, .. } => matches!(status, 400 | 401 | 403 | 413 | 422),
             Self::Encode(_) | Self::BadAnswer(_) => true,
-            Self::QueenUrl { .. } | Self::Token | Self::TimedOut(_) | Self::Unreachable(_) => false,
+            Self::QueenUrl { .. }
+            | Self::Token
+            | Self::TooManyQueens
+            | Self::Ended
+            | Self::TimedOut(_)
+            | Self::Unreachable(_) => false,
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde::{Deserialize, Serialize};
-use shared_contract::{Delivery, HeartbeatAck, timing};
+use shared_contract::{Delivery, DropReason, HeartbeatAck, timing};
 
-use crate::Timing;
+use crate::{Sequence, Timing};
 
 /// No queen can make a sender beat faster than this on its own account.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -19,6 +20,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
 const ASKED_GAP: Duration = Duration::from_millis(50);
 /// The same while the queen is not known: a change of status is no news about her.
 const ASKED_GAP_IN_DISCOVERY: Duration = Duration::from_secs(1);
+/// No queen is looked for more often than this, however fast she wants her beats.
+const MIN_GAP: Duration = Duration::from_secs(1);
 /// Limit of a try that starts shortly before the next one is due.
 const MIN_LIMIT: Duration = Duration::from_secs(1);
 /// Limit of the goodbye: a daemon that stops does not wait longer for a queen that may be gone.
@@ -44,7 +47,8 @@ pub enum ClientState {
     Startup,
     /// Tries at 0, 2, 4, 8 and 16 s.
     DiscoveryPush,
-    /// The schedule is used up: one try every 30 s with jitter, for ever, and open to a pull at any time.
+    /// The schedule is used up: one try every 30 s with jitter, or at the faster pace that the queen wanted, for ever, and
+    /// open to a pull at any time.
     DiscoveryWait,
     /// The queen has acknowledged a first beat or has pulled; the regular beats begin.
     Discovered,
@@ -73,7 +77,9 @@ impl fmt::Display for ClientState {
 /// A beat that is to be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
-    /// Its sequence number, from 1.
+    /// The sender's incarnation.
+    pub incarnation: u64,
+    /// Its sequence number, from 1. Numbers that are left out went to other queens.
     pub seq: u64,
     /// How much it carries.
     pub delivery: Delivery,
@@ -81,10 +87,23 @@ pub struct Beat {
     pub limit: Duration,
 }
 
+/// A machine's sequence, which a clone copies.
+#[derive(Debug)]
+struct Drawn(Arc<Sequence>);
+
+impl Clone for Drawn {
+    fn clone(&self) -> Self {
+        Self(Arc::new(self.0.copy()))
+    }
+}
+
 /// The state machine of one sender.
 ///
 /// Its owner asks [`due`](Self::due) when to come back, sends what [`poll`](Self::poll) returns, and reports each beat's end
 /// by [`acknowledged`](Self::acknowledged) or [`failed`](Self::failed). At most one beat is in flight.
+///
+/// A clone is the machine of another process with the same past, as when a virtual machine is copied: it draws from a
+/// sequence of its own from then on.
 #[derive(Debug, Clone)]
 pub struct Machine {
     timing: Timing,
@@ -92,7 +111,7 @@ pub struct Machine {
     schedule: [Duration; timing::DISCOVERY_SCHEDULE.len()],
     rng: SmallRng,
     state: ClientState,
-    seq: u64,
+    sequence: Drawn,
     /// Pace that the queen asked for last, already within bounds.
     interval: Duration,
     /// Upper bound of a pause between two regular beats.
@@ -102,25 +121,28 @@ pub struct Machine {
     tries: usize,
     next: Instant,
     last_sent: Option<Instant>,
-    in_flight: Option<Delivery>,
+    in_flight: Option<Beat>,
     asked: bool,
     full_wanted: bool,
+    /// The newest acknowledgement took the sender for gone.
+    refuted: bool,
 }
 
 impl Machine {
-    /// In [`ClientState::Startup`], with the first try due `now`. The same seed and events give the same beats.
-    pub fn new(timing: Timing, seed: u64, now: Instant) -> Self {
-        let mut schedule = timing::DISCOVERY_SCHEDULE;
-        for i in 1..schedule.len() {
-            let gap = timing::DISCOVERY_SCHEDULE[i] - timing::DISCOVERY_SCHEDULE[i - 1];
-            schedule[i] = schedule[i - 1] + gap.min(timing.interval);
-        }
+    /// In [`ClientState::Startup`], with the first try due `now`. The same seed and events give the same beats. The
+    /// incarnation is 0 for a sender that cannot tell one start from the next.
+    pub fn new(timing: Timing, incarnation: u64, seed: u64, now: Instant) -> Self {
+        Self::drawing_from(Arc::new(Sequence::new(incarnation)), timing, seed, now)
+    }
+
+    /// The same for a process with several queens, whose machines draw from one sequence.
+    pub fn drawing_from(sequence: Arc<Sequence>, timing: Timing, seed: u64, now: Instant) -> Self {
         let mut machine = Self {
             timing,
-            schedule,
+            schedule: schedule(timing.interval),
             rng: SmallRng::seed_from_u64(seed),
             state: ClientState::Startup,
-            seq: 0,
+            sequence: Drawn(sequence),
             interval: timing.interval,
             longest_pause: timing.interval,
             discovery_started: now,
@@ -130,6 +152,7 @@ impl Machine {
             in_flight: None,
             asked: false,
             full_wanted: false,
+            refuted: false,
         };
         machine.set_pace(timing.interval, timing.ttl);
         machine
@@ -170,18 +193,14 @@ impl Machine {
         self.asked = false;
         self.full_wanted = false;
         self.last_sent = Some(now);
-        self.in_flight = Some(delivery);
-        self.seq += 1;
-        Some(Beat {
-            seq: self.seq,
-            delivery,
-            limit: limit.min(self.timing.timeout),
-        })
+        let beat = self.beat(delivery, limit.min(self.timing.timeout));
+        self.in_flight = Some(beat);
+        Some(beat)
     }
 
     /// The beat in flight was acknowledged.
     pub fn acknowledged(&mut self, now: Instant, ack: &HeartbeatAck) {
-        let delivery = self.in_flight.take();
+        let beat = self.in_flight.take();
         self.set_pace(
             Duration::from_millis(ack.interval_ms),
             Duration::from_millis(ack.ttl_ms),
@@ -192,11 +211,27 @@ impl Machine {
             ClientState::Heartbeating
         };
         self.next = now + self.regular_pause();
+        if let Some(beat) = beat {
+            self.refute(beat, ack);
+        }
         if ack.want_full {
             self.full_wanted = true;
             // A queen that asks again right after a full beat gets the next one at the usual pace: no hot loop.
-            self.asked |= delivery == Some(Delivery::Brief);
+            self.asked |= beat.is_some_and(|beat| beat.delivery == Delivery::Brief);
         }
+    }
+
+    /// A queen that takes this sender for gone is wrong: it goes on under an incarnation that is newer than what she knows, in
+    /// full since she may have forgotten everything, and at once, unless that has just not helped.
+    fn refute(&mut self, beat: Beat, ack: &HeartbeatAck) {
+        let is_gone = ack.dropped == Some(DropReason::Departed);
+        if is_gone && beat.incarnation != 0 {
+            let known = ack.known_incarnation.unwrap_or_default();
+            self.sequence.0.rise_above(beat.incarnation.max(known));
+            self.full_wanted = true;
+            self.asked |= !self.refuted;
+        }
+        self.refuted = is_gone;
     }
 
     /// The beat in flight failed, for whatever reason. A failed regular beat means that the queen is lost.
@@ -205,6 +240,7 @@ impl Machine {
         if !self.state.is_discovery() {
             self.state = ClientState::DiscoveryPush;
             self.discovery_started = now;
+            self.schedule = schedule(self.longest_gap());
             self.tries = 1;
             self.next = now + self.schedule[1];
         } else if self.tries >= self.schedule.len() {
@@ -233,11 +269,16 @@ impl Machine {
 
     /// The last beat, to be sent in whatever state. Nothing may be polled after it.
     pub fn goodbye(&mut self) -> Beat {
-        self.seq += 1;
+        self.beat(Delivery::Brief, self.timing.timeout.min(GOODBYE_LIMIT))
+    }
+
+    fn beat(&self, delivery: Delivery, limit: Duration) -> Beat {
+        let (incarnation, seq) = self.sequence.0.draw();
         Beat {
-            seq: self.seq,
-            delivery: Delivery::Brief,
-            limit: self.timing.timeout.min(GOODBYE_LIMIT),
+            incarnation,
+            seq,
+            delivery,
+            limit,
         }
     }
 
@@ -285,8 +326,23 @@ impl Machine {
         self.interval.mul_f64(self.rng.random_range(1.0 - JITTER..=highest))
     }
 
+    /// Longest pause between two tries: a queen who wanted beats at a faster pace wants her fleet back at that pace.
+    fn longest_gap(&self) -> Duration {
+        self.timing.interval.min(self.interval.max(MIN_GAP))
+    }
+
     fn retry_pause(&mut self) -> Duration {
-        let pause = timing::DISCOVERY_RETRY.min(self.timing.interval);
+        let pause = timing::DISCOVERY_RETRY.min(self.longest_gap());
         pause.mul_f64(self.rng.random_range(1.0 - JITTER..=1.0 + JITTER))
     }
+}
+
+/// Offsets of the tries from the start of discovery: the contract's, none later than `longest_gap` after the one before.
+fn schedule(longest_gap: Duration) -> [Duration; timing::DISCOVERY_SCHEDULE.len()] {
+    let mut offsets = timing::DISCOVERY_SCHEDULE;
+    for i in 1..offsets.len() {
+        let gap = timing::DISCOVERY_SCHEDULE[i] - timing::DISCOVERY_SCHEDULE[i - 1];
+        offsets[i] = offsets[i - 1] + gap.min(longest_gap);
+    }
+    offsets
 }

@@ -1,8 +1,10 @@
 //! What a client is told: where the queen is, how fast to beat, and who builds the payload.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use shared_contract::{Delivery, HeartbeatAck, timing};
+
+use crate::Sequence;
 
 /// Settings of one client. A sender with several queens has one client for each.
 #[derive(Debug, Clone)]
@@ -11,8 +13,8 @@ pub struct Options {
     pub queen_url: String,
     /// Sent as `Authorization: Bearer`.
     pub token: Option<Token>,
-    /// Grows at every start of the sender; 0 from a sender that cannot tell one start from the next.
-    pub incarnation: u64,
+    /// Puts the beats in order; one for all clients of a process.
+    pub sequence: Arc<Sequence>,
     /// The pace until a queen asks for another.
     pub timing: Timing,
     /// Seed of the jitter.
@@ -21,11 +23,11 @@ pub struct Options {
 
 impl Options {
     /// The contract's times, a random seed, no token.
-    pub fn new(queen_url: impl Into<String>, incarnation: u64) -> Self {
+    pub fn new(queen_url: impl Into<String>, sequence: Arc<Sequence>) -> Self {
         Self {
             queen_url: queen_url.into(),
             token: None,
-            incarnation,
+            sequence,
             timing: Timing::default(),
             seed: rand::random(),
         }

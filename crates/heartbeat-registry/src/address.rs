@@ -14,10 +14,20 @@ const MAX_NAME_LEN: usize = 253;
 /// Host and port of a member, ready to be dialled. Clones are cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    host: Arc<str>,
-    port: u16,
+    /// Host and port are parts of it.
     base_url: Arc<str>,
+    port: u16,
+    host: HostPart,
 }
+
+/// Where the host stands in the URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HostPart {
+    start: u16,
+    len: u16,
+}
+
+const SCHEME: &str = "http://";
 
 impl Address {
     /// The named host, or the address that the beat came from where none is named.
@@ -30,21 +40,26 @@ impl Address {
             None => peer.to_canonical().to_string(),
             Some(name) => checked(name)?,
         };
-        let base_url = if host.contains(':') {
-            format!("http://[{host}]:{port}")
+        let (base_url, bracket) = if host.contains(':') {
+            (format!("{SCHEME}[{host}]:{port}"), 1)
         } else {
-            format!("http://{host}:{port}")
+            (format!("{SCHEME}{host}:{port}"), 0)
         };
         Ok(Self {
-            host: host.into(),
-            port,
             base_url: base_url.into(),
+            port,
+            host: HostPart {
+                start: SCHEME.len() as u16 + bracket,
+                // At most MAX_NAME_LEN.
+                len: host.len() as u16,
+            },
         })
     }
 
     /// Host name or IP address, without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        let HostPart { start, len } = self.host;
+        &self.base_url[usize::from(start)..usize::from(start + len)]
     }
 
     /// TCP port.
@@ -102,6 +117,9 @@ mod tests {
         assert_eq!(url(None, "fd00::7").unwrap(), "http://[fd00::7]:9301");
         assert_eq!(url(Some("::1"), "10.0.0.7").unwrap(), "http://[::1]:9301");
         assert_eq!(url(Some("[::1]"), "10.0.0.7").unwrap(), "http://[::1]:9301");
+        let parts = |peer: &str| Address::resolve(None, peer.parse().unwrap(), 9301).unwrap();
+        assert_eq!((parts("fd00::7").host(), parts("fd00::7").port()), ("fd00::7", 9301));
+        assert_eq!(parts("10.0.0.7").host(), "10.0.0.7");
     }
 
     #[test]

@@ -29,17 +29,15 @@ impl<T: HeartbeatItem> Clone for RegistryEvent<T> {
     }
 }
 
-/// What happened to a member.
+/// What happened to a member. A beat that says nothing new is no event: it shows in the member's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// Its first beat was recorded; the beat itself follows as an event of its own.
+    /// Its first beat was recorded.
     Joined,
-    /// A beat was recorded that says nothing new.
-    Beat,
     /// A beat was recorded that says something new, or comes from another address.
     Updated,
-    /// It came back under a new incarnation; the beat itself follows as an event of its own.
+    /// A beat was recorded that comes from a new incarnation.
     Restarted,
     /// Its liveness changed.
     StateChanged {

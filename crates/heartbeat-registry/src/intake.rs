@@ -22,22 +22,26 @@ pub(crate) struct Arrival<T> {
 impl<T: HeartbeatItem> Arrival<T> {
     fn recorded(&self, outcome: Outcome, previous: Option<&Report<T>>) -> Recorded {
         let is_kept = !matches!(outcome, Outcome::Goodbye | Outcome::Dropped(_));
-        let gap = previous
-            .filter(|_| is_kept)
-            .map(|previous| previous.silence(self.heard));
+        let gap = previous.map(|previous| previous.silence(self.heard));
         Recorded {
             outcome,
             want_full: is_kept && self.item.wants_full(),
+            known_incarnation: None,
             gap,
             missed: gap.zip(previous).map_or(0, |(gap, previous)| previous.pace.missed(gap)),
             skew_ms: self.skew_ms,
         }
     }
 
-    fn dropped(&self, reason: DropReason, want_full: bool) -> Recorded {
+    fn dropped(&self, reason: DropReason) -> Recorded {
+        self.recorded(Outcome::Dropped(reason), None)
+    }
+
+    /// Dropped, since its sender is taken for gone: one that lives goes on above the known incarnation.
+    fn departed(&self, known_incarnation: u64) -> Recorded {
         Recorded {
-            want_full,
-            ..self.recorded(Outcome::Dropped(reason), None)
+            known_incarnation: Some(known_incarnation),
+            ..self.dropped(DropReason::Departed)
         }
     }
 
@@ -70,6 +74,7 @@ impl<T: HeartbeatItem> Arrival<T> {
             settled: self.heard,
             rival: None,
             announced: Liveness::Online,
+            contended: false,
         })
     }
 
@@ -109,6 +114,7 @@ impl<T: HeartbeatItem> Arrival<T> {
             rival: rivalry::after_beat(previous, &address, at, self.heard),
             address,
             announced: previous.announced,
+            contended: previous.contended,
         }
     }
 }
@@ -117,7 +123,7 @@ impl<T: HeartbeatItem> Registry<T> {
     /// Takes a beat.
     ///
     /// # Errors
-    /// If the beat is no old news and names a host that cannot be dialled.
+    /// If the beat would be kept and names a host that cannot be dialled.
     pub fn record(&self, item: T, receipt: Receipt) -> Result<Recorded, Error> {
         let mut arrival = Arrival {
             order: item.order().into(),
@@ -143,18 +149,17 @@ impl<T: HeartbeatItem> Registry<T> {
     /// Takes the beat of a sender that is no member. `None` if it has become one meanwhile.
     fn join(&self, arrival: &Arrival<T>) -> Result<Option<Recorded>, Error> {
         let id = arrival.item.id();
-        let report = arrival.first_report()?;
-        if let Some(reason) = self.tombstones.hold_back(id, arrival.order, &report.address) {
-            return Ok(Some(arrival.dropped(reason, false)));
+        if let Some(known) = self.tombstones.hold_back(id, arrival.order) {
+            return Ok(Some(arrival.departed(known)));
         }
         if arrival.item.is_goodbye() {
             // Its earlier beats may be under way.
-            let at = (arrival.receipt.at, arrival.heard);
+            let (at, heard) = (arrival.receipt.at, arrival.heard);
             self.tombstones
-                .put(&Arc::new(id.clone()), arrival.order, LeaveReason::Goodbye, at, None);
+                .put(&Arc::new(id.clone()), arrival.order, LeaveReason::Goodbye, at, heard);
             return Ok(Some(arrival.recorded(Outcome::Goodbye, None)));
         }
-        let member = Arc::new(Member::new(report, Arc::clone(&self.clock)));
+        let member = Arc::new(Member::new(arrival.first_report()?, Arc::clone(&self.clock)));
         // Held from before it can be found until all is said of its arrival, so that its next beat is told after that.
         let gone = lock(&member.gone);
         let (_, is_new) = self
@@ -165,7 +170,6 @@ impl<T: HeartbeatItem> Registry<T> {
         }
         self.index.place(&member, arrival.item.model());
         self.emit(&member, EventKind::Joined);
-        self.emit(&member, EventKind::Beat);
         drop(gone);
         Ok(Some(arrival.recorded(Outcome::New, None)))
     }
@@ -177,11 +181,17 @@ impl<T: HeartbeatItem> Registry<T> {
             return Ok(None);
         }
         let previous = member.report();
-        if let Some(reason) = self.refuse(member, &previous, arrival)? {
-            // A repetition may be what the sender gets an answer to: it says all that the first answer said.
-            let is_repetition = matches!(reason, DropReason::Duplicate | DropReason::Reordered);
-            let want_full = is_repetition && previous.item.wants_full();
-            return Ok(Some(arrival.dropped(reason, want_full)));
+        match self.refuse(member, &previous, arrival)? {
+            None => {}
+            Some(DropReason::Departed) => return Ok(Some(arrival.departed(previous.item.order().0))),
+            // It may be the repetition that the sender gets the answer to: that says all that the first answer said.
+            Some(reason @ (DropReason::Duplicate | DropReason::Reordered)) => {
+                return Ok(Some(Recorded {
+                    want_full: previous.item.wants_full(),
+                    ..arrival.dropped(reason)
+                }));
+            }
+            Some(reason) => return Ok(Some(arrival.dropped(reason))),
         }
         let is_same_run = arrival.order.incarnation == previous.item.order().0;
         if is_same_run {
@@ -215,7 +225,8 @@ impl<T: HeartbeatItem> Registry<T> {
         let after = Liveness::of(false, &next.reach, false);
         let is_restart = next.item.order().0 != previous.item.order().0;
         let is_news = next.address != previous.address || next.item.is_news_after(&previous.item);
-        let is_contest_over = previous.contender(heard).is_some() && next.contender(heard).is_none();
+        next.contended = next.contender(heard).is_some();
+        let contention = (next.contended != previous.contended).then_some(next.contended);
         let model = (previous.item.model() != next.item.model()).then(|| Arc::clone(&next.item));
         if after == next.announced {
             member.report.store(Arc::new(next));
@@ -225,12 +236,13 @@ impl<T: HeartbeatItem> Registry<T> {
         if let Some(item) = model {
             self.index.place(member, item.model());
         }
-        if is_contest_over {
-            self.emit(member, EventKind::Contended { began: false });
+        if let Some(began) = contention {
+            self.emit(member, EventKind::Contended { began });
         }
         if is_restart {
             self.emit(member, EventKind::Restarted);
+        } else if is_news {
+            self.emit(member, EventKind::Updated);
         }
-        self.emit(member, if is_news { EventKind::Updated } else { EventKind::Beat });
     }
 }

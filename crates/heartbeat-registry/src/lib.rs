@@ -31,7 +31,7 @@ mod tests;
 pub use address::Address;
 pub use event::{EventKind, LeaveReason, RegistryEvent};
 pub use lease::Lease;
-pub use liveness::{Evidence, Liveness, Reach};
+pub use liveness::{About, Evidence, Liveness, Reach};
 pub use member::{Member, MemberView, Report};
 pub use model_index::Members;
 pub use pace::Pace;

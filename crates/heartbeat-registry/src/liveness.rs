@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Address;
+
 /// Whether a member is there. Says nothing about whether it is ready.
 ///
 /// ```text
@@ -77,4 +79,15 @@ pub enum Reach {
     Reached,
     /// It did not answer.
     Unreachable(Evidence),
+}
+
+/// Of whom an answer is, or its failing to come: what is learnt of one process at one address says nothing about the next one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Where it was asked.
+    pub address: Address,
+    /// Its incarnation at the time.
+    pub incarnation: u64,
+    /// When it was asked: its answer may be as old as that.
+    pub asked: Instant,
 }

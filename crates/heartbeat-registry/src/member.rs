@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use shared_contract::HeartbeatItem;
 
-use crate::{Address, Contender, Evidence, Lease, Liveness, Pace, Reach, clock::Clock, rivalry::Rival};
+use crate::{About, Address, Contender, Evidence, Lease, Liveness, Pace, Reach, clock::Clock, rivalry::Rival};
 
 /// What a member said last, and what its receiver noted. Never changes: each beat makes a new one.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub struct Report<T> {
     pub(crate) rival: Option<Arc<Rival>>,
     /// What subscribers were told last.
     pub(crate) announced: Liveness,
+    /// Whether subscribers were told that there is another live sender with its id.
+    pub(crate) contended: bool,
 }
 
 // Derived, it would demand the same of `T`.
@@ -75,7 +77,23 @@ impl<T> Clone for Report<T> {
             settled: self.settled,
             rival: self.rival.clone(),
             announced: self.announced,
+            contended: self.contended,
         }
+    }
+}
+
+impl<T: HeartbeatItem> Report<T> {
+    /// The process that this report is of, asked at this moment.
+    pub fn about(&self, asked: Instant) -> About {
+        About {
+            address: self.address.clone(),
+            incarnation: self.item.order().0,
+            asked,
+        }
+    }
+
+    pub(crate) fn is_about(&self, about: &About) -> bool {
+        self.address == about.address && self.item.order().0 == about.incarnation
     }
 }
 

@@ -26,11 +26,14 @@ pub struct Preservation {
 ///
 /// Begins when, within one TTL, more than a third of the members and at least two are lost; unless all of them are on one
 /// host and another host lives, for then it is that host that died. Ends when so many have returned that the share is no
-/// longer reached, or when the limit has passed: then the silence is believed.
+/// longer reached, and those that have not had their turn yet are given another TTL; or when the limit has passed: then the
+/// silence is believed.
 #[derive(Debug)]
 pub(crate) struct Guard {
     limit: Duration,
     active: Option<Active>,
+    /// Nobody is forgotten before this listening time.
+    mercy: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +83,16 @@ pub(crate) type Place = (IpAddr, Option<Duration>, Duration);
 
 impl Guard {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, active: None }
+        Self {
+            limit,
+            active: None,
+            mercy: Duration::ZERO,
+        }
+    }
+
+    /// Whether nobody may be forgotten.
+    pub(crate) fn blocks(&self, listened: Duration) -> bool {
+        self.active.is_some() || listened < self.mercy
     }
 
     pub(crate) fn shown(&self) -> Option<Preservation> {
@@ -114,8 +126,11 @@ impl Guard {
             Some(active) => {
                 active.shown.silent = silent;
                 active.shown.of = of;
-                if !tally.is_mass() || tally.listened.saturating_sub(active.began) >= self.limit {
+                if tally.listened.saturating_sub(active.began) >= self.limit {
                     self.active = None;
+                } else if !tally.is_mass() {
+                    self.active = None;
+                    self.mercy = tally.listened + tally.longest_ttl;
                 }
             }
         }
@@ -210,11 +225,21 @@ mod tests {
     }
 
     #[test]
+    fn when_enough_have_returned_the_others_have_another_ttl() {
+        let mut guard = Guard::new(DAY);
+        look(&mut guard, &[(1, Some(0)), (2, Some(0)), (3, Some(0))], 1_000);
+        assert!(!look(&mut guard, &[(1, Some(3_600)), (2, None), (3, None)], 4_600));
+        let blocks = |seconds| guard.blocks(Duration::from_secs(seconds));
+        assert!(blocks(4_600) && blocks(4_689) && !blocks(4_690));
+    }
+
+    #[test]
     fn in_the_end_the_silence_is_believed_and_does_not_begin_again() {
         let mut guard = Guard::new(DAY);
         assert!(look(&mut guard, &[(1, Some(0)), (2, Some(0))], 1_000));
         assert!(look(&mut guard, &[(1, Some(86_399)), (2, Some(86_399))], 87_399));
         assert!(!look(&mut guard, &[(1, Some(86_400)), (2, Some(86_400))], 87_400));
+        assert!(!guard.blocks(Duration::from_secs(87_400)));
         assert!(!look(&mut guard, &[(1, Some(86_401)), (2, Some(86_401))], 87_401));
     }
 

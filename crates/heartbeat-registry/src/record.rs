@@ -29,10 +29,14 @@ impl Order {
         self.incarnation != 0
     }
 
+    pub(crate) fn is_after(self, other: Self) -> bool {
+        (self.incarnation, self.seq) > (other.incarnation, other.seq)
+    }
+
     /// Why the beat is no news after this last one; `None` if it is. A sender that stamps its beats is never judged by one
     /// that does not.
     pub(crate) fn stale_after(self, last: Self) -> Option<DropReason> {
-        if !self.is_known() || (self.incarnation, self.seq) > (last.incarnation, last.seq) {
+        if !self.is_known() || self.is_after(last) {
             return None;
         }
         Some(if self.incarnation < last.incarnation {
@@ -80,8 +84,11 @@ pub struct Recorded {
     pub outcome: Outcome,
     /// Whether to ask the sender for everything.
     pub want_full: bool,
-    /// Time since the member's previous beat, pauses of the receiver not counted; `None` for the first and for one that was
-    /// dropped.
+    /// The newest incarnation that is known, where the beat was dropped since its sender is taken for gone. One that lives
+    /// goes on above it.
+    pub known_incarnation: Option<u64>,
+    /// Time since the member's previous beat, pauses of the receiver not counted; `None` from a sender that was no member, and
+    /// for a beat that was dropped.
     pub gap: Option<Duration>,
     /// Beats that should have come in that time, and did not.
     pub missed: u64,

@@ -10,7 +10,7 @@ use shared_contract::{HeartbeatItem, ModelId, timing};
 use tokio::sync::broadcast;
 
 use crate::{
-    Address, Departed, EventKind, Evidence, LeaveReason, Liveness, Member, MemberView, Members, Preservation, Reach,
+    About, Departed, EventKind, Evidence, LeaveReason, Liveness, Member, MemberView, Members, Preservation, Reach,
     RegistryEvent, Report,
     clock::Clock,
     model_index::ModelIndex,
@@ -166,6 +166,11 @@ impl<T: HeartbeatItem> Registry<T> {
         lock(&self.preservation).shown()
     }
 
+    /// Whether nothing may be forgotten: there is mass silence, or it has just ended and not everybody has had a turn.
+    pub fn holds_back(&self, now: Instant) -> bool {
+        lock(&self.preservation).blocks(self.clock.at(now))
+    }
+
     /// Who has left, the newest first, at most `limit` of them.
     pub fn departed(&self, limit: usize) -> Vec<Departed<T::Id>> {
         self.tombstones.list(limit)
@@ -177,11 +182,11 @@ impl<T: HeartbeatItem> Registry<T> {
         self.events.subscribe()
     }
 
-    /// Notes fast evidence against an online member, seen at `now`. The next beat or [`refute`](Self::refute) clears it.
-    /// False if nothing changed: no such member, not online, or a beat has come since.
-    pub fn mark_suspect(&self, id: &T::Id, reason: impl Into<Arc<str>>, now: Instant) -> bool {
+    /// Notes fast evidence against an online member, seen at `now`. Its next beat clears it, or a fresh answer. False if
+    /// nothing changed: no such member, not online, another process by now, or a beat has come since.
+    pub fn mark_suspect(&self, id: &T::Id, about: &About, reason: impl Into<Arc<str>>, now: Instant) -> bool {
         self.note(id, now, |report, liveness| {
-            if liveness != Liveness::Online || now < report.last_seen {
+            if liveness != Liveness::Online || !report.is_about(about) || now < report.last_seen {
                 return None;
             }
             let suspicion = Some(Evidence {
@@ -195,27 +200,36 @@ impl<T: HeartbeatItem> Registry<T> {
         })
     }
 
-    /// The member gave a fresh answer: clears the evidence against it. False if nothing changed.
-    pub fn refute(&self, id: &T::Id, now: Instant) -> bool {
-        self.note(id, now, |report, liveness| answered(report, liveness, now))
-    }
-
-    /// The member answered at this address when it was called back. False if nothing changed; so, too, if it has gone to
-    /// another address since.
-    pub fn mark_reached(&self, id: &T::Id, address: &Address, now: Instant) -> bool {
+    /// The member answered: whatever spoke against it before it was asked is cleared. False if nothing changed; so, too, if it
+    /// is another process by now.
+    pub fn mark_reached(&self, id: &T::Id, about: &About, now: Instant) -> bool {
         self.note(id, now, |report, liveness| {
-            if report.address != *address {
+            let is_fresh = |evidence: &Evidence| evidence.since <= about.asked;
+            let is_refuted = report.suspicion.as_ref().is_none_or(is_fresh)
+                && match &report.reach {
+                    Reach::Unreachable(evidence) => is_fresh(evidence),
+                    Reach::Unknown | Reach::Reached => true,
+                };
+            let is_known = report.reach == Reach::Reached && report.suspicion.is_none();
+            // Silence is not refuted by an answer: whoever is lost is called back when it beats again.
+            if !report.is_about(about) || !is_refuted || is_known || liveness == Liveness::Lost {
                 return None;
             }
-            answered(report, liveness, now)
+            let is_back = liveness != Liveness::Online;
+            Some(Report {
+                suspicion: None,
+                reach: Reach::Reached,
+                online_since: if is_back { now } else { report.online_since },
+                ..Report::clone(report)
+            })
         })
     }
 
-    /// The member did not answer at this address when it was called back. An answer clears it, a beat does not. False if
-    /// nothing changed.
-    pub fn mark_unreachable(&self, id: &T::Id, address: &Address, reason: impl Into<Arc<str>>, now: Instant) -> bool {
+    /// The member did not answer when it was called back. An answer clears it, a beat does not. False if nothing changed; so,
+    /// too, if it is another process by now.
+    pub fn mark_unreachable(&self, id: &T::Id, about: &About, reason: impl Into<Arc<str>>, now: Instant) -> bool {
         self.note(id, now, |report, liveness| {
-            if report.address != *address || liveness == Liveness::Lost {
+            if !report.is_about(about) || liveness == Liveness::Lost {
                 return None;
             }
             let since = match &report.reach {
@@ -259,14 +273,15 @@ impl<T: HeartbeatItem> Registry<T> {
         true
     }
 
-    /// The member's process is known to have ended: it leaves, and no beat of that incarnation brings it back.
-    pub fn remove(&self, id: &T::Id, now: Instant) -> Option<Arc<Member<T>>> {
+    /// The member's process is known to have ended: it leaves, and no beat of that incarnation brings it back. Should it live
+    /// after all, it goes on under a newer one. `None` if it is no member, or another process by now.
+    pub fn remove(&self, id: &T::Id, about: &About) -> Option<Arc<Member<T>>> {
         let member = self.get(id)?;
         let gone = lock(&member.gone);
-        if *gone {
+        if *gone || !member.report.load().is_about(about) {
             return None;
         }
-        self.leave(&member, gone, LeaveReason::Ended, now);
+        self.leave(&member, gone, LeaveReason::Ended, about.asked);
         Some(member)
     }
 
@@ -288,14 +303,12 @@ impl<T: HeartbeatItem> Registry<T> {
         now: Instant,
     ) {
         *gone = true;
-        let (report, heard) = (member.report(), self.clock.at(now));
-        let mut last = Order::from(report.item.order());
+        let mut last = Order::from(member.report.load().item.order());
         if reason == LeaveReason::Ended {
             // Beats that it had sent before may be under way.
             last.seq = u64::MAX;
         }
-        let heir = report.contender(heard).map(|contender| contender.address.clone());
-        self.tombstones.put(&member.id, last, reason, (now, heard), heir);
+        self.tombstones.put(&member.id, last, reason, now, self.clock.at(now));
         // Before the name is free: its next bearer must find the index without it.
         self.index.place(member, None);
         self.members
@@ -310,19 +323,4 @@ impl<T: HeartbeatItem> Registry<T> {
             kind,
         });
     }
-}
-
-/// What a report becomes by an answer of the member; `None` if it says nothing new.
-fn answered<T>(report: &Report<T>, liveness: Liveness, now: Instant) -> Option<Report<T>> {
-    // Silence is not refuted by an answer: whoever is lost is called back when it beats again.
-    if liveness == Liveness::Lost || (report.reach == Reach::Reached && report.suspicion.is_none()) {
-        return None;
-    }
-    let comes_back = matches!(liveness, Liveness::Suspect | Liveness::Unreachable);
-    Some(Report {
-        suspicion: None,
-        reach: Reach::Reached,
-        online_since: if comes_back { now } else { report.online_since },
-        ..report.clone()
-    })
 }

@@ -2,8 +2,8 @@
 //!
 //! A member may move: restart elsewhere, roam, or have several addresses. Its beats are then in order, and what comes from
 //! where it was is old and comes within the time that a beat can be under way. Anything else takes two live senders. The
-//! holder of the id keeps it, the other one is shown beside it; so nothing flaps. A newer incarnation always takes over, and
-//! once the holder is silent or has left, the other one has the id.
+//! holder of the id keeps it, the other one is shown beside it; so nothing flaps. A newer incarnation always takes over; once
+//! the holder is silent or has left, the other one is told to go on under one.
 
 use std::{
     sync::Arc,
@@ -75,10 +75,9 @@ impl<T> Report<T> {
         Some(&rival.contender)
     }
 
-    /// Whether a rival is kept that has fallen silent; if so, whether it had been told of.
-    pub(crate) fn stale_rival(&self, listened: Duration) -> Option<bool> {
-        let rival = self.rival.as_ref()?;
-        (!rival.is_live(listened, self.pace.ttl)).then_some(rival.is_proven)
+    /// Whether one is kept that has not fallen silent, proven or not.
+    pub(crate) fn has_live_rival(&self, listened: Duration) -> bool {
+        self.live_rival(listened).is_some()
     }
 }
 
@@ -131,21 +130,19 @@ impl<T: HeartbeatItem> Registry<T> {
             (Err(_), Some(reason)) => return Ok(Some(reason)),
             (Err(error), None) => return Err(error),
         };
-        if address == previous.address {
-            return Ok(stale);
+        let is_same_run = arrival.order.incarnation == last.incarnation;
+        if previous.liveness(arrival.heard) == Liveness::Lost {
+            // Whoever else lives may have the id, under an incarnation of its own.
+            let is_own = address == previous.address && is_same_run;
+            return Ok(stale.map(|reason| if is_own { reason } else { DropReason::Departed }));
         }
-        if stale.is_none() && last.is_known() && arrival.order.incarnation > last.incarnation {
-            // Unless it is an old beat of one that has left, after whom the member got the id.
-            return Ok(self.tombstones.names(arrival.item.id(), arrival.order));
+        if address == previous.address || (stale.is_none() && last.is_known() && !is_same_run) {
+            return Ok(stale);
         }
         let known = previous
             .live_rival(arrival.heard)
             .filter(|rival| rival.contender.address == address);
         let is_proven = known.is_some_and(|known| known.is_proven);
-        if previous.liveness(arrival.heard) == Liveness::Lost && (is_proven || stale.is_none()) {
-            // The holder is silent; another one that is known to live may have the id, be it older.
-            return Ok(None);
-        }
         let is_late = arrival.heard.saturating_sub(previous.settled) > self.grace(previous);
         let reason = match (stale, known) {
             (Some(reason @ DropReason::OlderIncarnation), _) => reason,
@@ -180,10 +177,11 @@ impl<T: HeartbeatItem> Registry<T> {
             self.note_rival(member, previous, arrival, known.contender.address.clone());
             return DropReason::Conflict;
         }
-        member.report.store(Arc::new(Report {
+        let doubted = Report {
             rival: Some(Arc::new(doubted)),
             ..Report::clone(previous)
-        }));
+        };
+        self.store(member, doubted, arrival.heard);
         reason
     }
 
@@ -209,12 +207,21 @@ impl<T: HeartbeatItem> Registry<T> {
             doubts: (0, None),
             is_proven: true,
         };
-        member.report.store(Arc::new(Report {
+        let noted = Report {
             rival: is_contended.then(|| Arc::new(rival)),
             ..Report::clone(previous)
-        }));
-        if contender.is_some() != is_contended {
-            self.emit(member, EventKind::Contended { began: is_contended });
+        };
+        self.store(member, noted, arrival.heard);
+    }
+
+    /// Stores a report that differs in its rival, and tells subscribers where that makes a conflict or ends one. The caller
+    /// holds the member's lock.
+    pub(crate) fn store(&self, member: &Arc<Member<T>>, report: Report<T>, listened: Duration) {
+        let contended = report.contender(listened).is_some();
+        let is_news = contended != report.contended;
+        member.report.store(Arc::new(Report { contended, ..report }));
+        if is_news {
+            self.emit(member, EventKind::Contended { began: contended });
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use shared_contract::HeartbeatItem;
 
-use crate::{EventKind, LeaveReason, Liveness, Member, Registry, Report, preservation::Place, sharded::lock};
+use crate::{LeaveReason, Liveness, Member, Registry, Report, preservation::Place, sharded::lock};
 
 /// What a sweep found.
 #[derive(Debug)]
@@ -32,8 +32,7 @@ impl<T: HeartbeatItem> Registry<T> {
     pub fn cleanup_stale(&self, now: Instant, in_doubt: bool) -> Cleanup<T> {
         self.clock.tick(now);
         let listened = self.clock.at(now);
-        let mut preservation = lock(&self.preservation);
-        let mut tally = preservation.tally(listened);
+        let mut tally = lock(&self.preservation).tally(listened);
         let mut noteworthy = Vec::new();
         self.for_each(|member| {
             let report = member.report.load();
@@ -43,8 +42,9 @@ impl<T: HeartbeatItem> Registry<T> {
                 noteworthy.push(Arc::clone(member));
             }
         });
+        let mut preservation = lock(&self.preservation);
         preservation.conclude(&tally, || self.places(listened), now);
-        let is_preserving = in_doubt || preservation.shown().is_some();
+        let is_preserving = preservation.blocks(listened) || in_doubt;
         drop(preservation);
         let mut cleanup = Cleanup {
             lost: Vec::new(),
@@ -74,15 +74,12 @@ impl<T: HeartbeatItem> Registry<T> {
         }
         let listened = self.clock.at(now);
         let report = member.report();
-        if let Some(was_told) = report.stale_rival(listened) {
-            let forgotten = Report {
+        if report.rival.is_some() && !report.has_live_rival(listened) {
+            let alone = Report {
                 rival: None,
                 ..Report::clone(&report)
             };
-            member.report.store(Arc::new(forgotten));
-            if was_told {
-                self.emit(member, EventKind::Contended { began: false });
-            }
+            self.store(member, alone, listened);
         }
         let report = member.report();
         if report.liveness(listened) != Liveness::Lost {
@@ -98,8 +95,7 @@ impl<T: HeartbeatItem> Registry<T> {
         }
         if is_preserving {
             cleanup.held_back += 1;
-        } else if report.contender(listened).is_none() {
-            // Somebody who is alive and has its id would be out of sight, were it forgotten.
+        } else {
             self.leave(member, gone, LeaveReason::Lost, now);
             cleanup.removed.push(Arc::clone(member));
         }

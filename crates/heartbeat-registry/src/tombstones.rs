@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared_contract::DropReason;
-
-use crate::{Address, LeaveReason, record::Order, sharded::lock};
+use crate::{LeaveReason, record::Order, sharded::lock};
 
 /// Departures kept; beyond, the oldest are forgotten first. A few megabytes.
 const LIMIT: usize = 20_000;
@@ -33,8 +31,6 @@ struct Stone {
     at: Instant,
     /// The same in listening time.
     heard: Duration,
-    /// Another live sender with its id: what comes from there is no old beat of the one that left.
-    heir: Option<Address>,
     /// Tells this stone from an earlier one of the same id.
     number: u64,
 }
@@ -60,15 +56,13 @@ impl<K: Eq + Hash> Tombstones<K> {
     }
 
     /// Notes a departure. A sender without an incarnation cannot be held back: its next start looks like an old beat.
-    pub(crate) fn put(
-        &self,
-        id: &Arc<K>,
-        last: Order,
-        reason: LeaveReason,
-        (at, heard): (Instant, Duration),
-        heir: Option<Address>,
-    ) {
+    pub(crate) fn put(&self, id: &Arc<K>, last: Order, reason: LeaveReason, at: Instant, heard: Duration) {
         let mut stones = lock(&self.0);
+        // One that left before under the same id must not come back, either.
+        let last = match stones.by_id.get(id) {
+            Some(stone) if stone.last.is_after(last) => stone.last,
+            _ => last,
+        };
         let number = stones.next;
         stones.next += 1;
         let stone = Stone {
@@ -76,7 +70,6 @@ impl<K: Eq + Hash> Tombstones<K> {
             reason,
             at,
             heard,
-            heir,
             number,
         };
         stones.by_id.insert(Arc::clone(id), stone);
@@ -86,25 +79,16 @@ impl<K: Eq + Hash> Tombstones<K> {
         }
     }
 
-    /// Why a beat from this address cannot bring its sender back. If it can, and it is the one that left, its tombstone
-    /// falls.
-    pub(crate) fn hold_back(&self, id: &K, order: Order, address: &Address) -> Option<DropReason> {
+    /// The incarnation above which a beat would bring its sender back, if this one cannot. If it can, the sender is back and
+    /// its tombstone falls.
+    pub(crate) fn hold_back(&self, id: &K, order: Order) -> Option<u64> {
         let mut stones = lock(&self.0);
-        let stone = stones.by_id.get(id)?;
-        let verdict = stone.verdict(order);
-        match verdict {
-            Some(_) if stone.heir.as_ref() == Some(address) => None,
-            Some(reason) => Some(reason),
-            None => {
-                stones.by_id.remove(id);
-                None
-            }
+        let last = stones.by_id.get(id)?.last;
+        if order.stale_after(last).is_some() {
+            return Some(last.incarnation);
         }
-    }
-
-    /// Why a beat is one of somebody who has left, though somebody else has the id by now.
-    pub(crate) fn names(&self, id: &K, order: Order) -> Option<DropReason> {
-        lock(&self.0).by_id.get(id)?.verdict(order)
+        stones.by_id.remove(id);
+        None
     }
 
     /// Forgets what is older than `age` in listening time.
@@ -137,15 +121,6 @@ impl<K: Eq + Hash> Tombstones<K> {
     }
 }
 
-impl Stone {
-    fn verdict(&self, order: Order) -> Option<DropReason> {
-        Some(match order.stale_after(self.last)? {
-            DropReason::OlderIncarnation => DropReason::OlderIncarnation,
-            _ => DropReason::Departed,
-        })
-    }
-}
-
 impl<K: Eq + Hash> Stones<K> {
     fn drop_oldest(&mut self) {
         if let Some((number, id)) = self.in_order.pop_front()
@@ -162,16 +137,11 @@ mod tests {
 
     fn put(stones: &Tombstones<u32>, id: u32, last: (u64, u64), heard: u64) {
         let heard = Duration::from_secs(heard);
-        let at = (Instant::now(), heard);
-        stones.put(&Arc::new(id), last.into(), LeaveReason::Goodbye, at, Some(address(2)));
+        stones.put(&Arc::new(id), last.into(), LeaveReason::Goodbye, Instant::now(), heard);
     }
 
-    fn address(host: u8) -> Address {
-        Address::resolve(None, [10, 0, 0, host].into(), 9301).unwrap()
-    }
-
-    fn hold_back(stones: &Tombstones<u32>, id: u32, order: (u64, u64)) -> Option<DropReason> {
-        stones.hold_back(&id, order.into(), &address(1))
+    fn hold_back(stones: &Tombstones<u32>, id: u32, order: (u64, u64)) -> Option<u64> {
+        stones.hold_back(&id, order.into())
     }
 
     fn ids(stones: &Tombstones<u32>) -> Vec<u32> {
@@ -182,8 +152,8 @@ mod tests {
     fn what_was_sent_before_the_departure_is_held_back_and_what_came_after_brings_the_sender_back() {
         let stones = Tombstones::new();
         put(&stones, 1, (5, 3), 0);
-        assert_eq!(hold_back(&stones, 1, (4, 9)), Some(DropReason::OlderIncarnation));
-        assert_eq!(hold_back(&stones, 1, (5, 3)), Some(DropReason::Departed));
+        assert_eq!(hold_back(&stones, 1, (4, 9)), Some(5));
+        assert_eq!(hold_back(&stones, 1, (5, 3)), Some(5));
         assert_eq!(hold_back(&stones, 2, (1, 1)), None);
         assert_eq!(ids(&stones), [1]);
         assert_eq!(hold_back(&stones, 1, (5, 4)), None);
@@ -191,12 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn another_live_sender_with_the_id_is_not_held_back_and_the_one_that_left_still_is() {
+    fn an_older_one_that_leaves_later_does_not_let_the_newer_one_back() {
         let stones = Tombstones::new();
         put(&stones, 1, (5, 3), 0);
-        assert_eq!(stones.hold_back(&1, (4, 9).into(), &address(2)), None);
-        assert_eq!(stones.names(&1, (5, 3).into()), Some(DropReason::Departed));
-        assert_eq!(stones.names(&1, (5, 4).into()), None);
+        put(&stones, 1, (4, 9), 1);
+        assert_eq!(hold_back(&stones, 1, (5, 3)), Some(5));
     }
 
     #[test]
@@ -218,6 +187,6 @@ mod tests {
         }
         assert_eq!(ids(&stones).len(), LIMIT);
         assert_eq!(hold_back(&stones, 4, (1, 1)), None, "the oldest is forgotten");
-        assert_eq!(hold_back(&stones, 5, (1, 1)), Some(DropReason::Departed));
+        assert_eq!(hold_back(&stones, 5, (1, 1)), Some(1));
     }
 }

@@ -15,12 +15,15 @@ use tokio::{
 };
 
 use super::probe::{Probe, ProbeSource, ack};
-use crate::{ClientState, Error, HeartbeatHandle, Options, client::start, transport::Transport};
+use crate::{ClientState, Error, HeartbeatHandle, Options, Sequence, client::start, transport::Transport};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What the queen does with a beat.
 #[derive(Clone)]
 enum Answer {
     Ack(HeartbeatAck),
+    AckLate(Duration, HeartbeatAck),
     Fail(Error),
     FailLate(Duration, Error),
     Hang,
@@ -43,6 +46,10 @@ impl Transport for Queen {
         let answer = self.answer.lock().unwrap().clone();
         match answer {
             Answer::Ack(ack) => Ok(ack),
+            Answer::AckLate(delay, ack) => {
+                sleep(delay).await;
+                Ok(ack)
+            }
             Answer::Fail(error) => Err(error),
             Answer::FailLate(delay, error) => {
                 sleep(delay).await;
@@ -54,6 +61,7 @@ impl Transport for Queen {
 }
 
 struct Scene {
+    sequence: Arc<Sequence>,
     source: Arc<ProbeSource>,
     client: HeartbeatHandle,
     answer: Arc<Mutex<Answer>>,
@@ -70,12 +78,14 @@ impl Scene {
             beats: sender,
         };
         let source = ProbeSource::new();
+        let sequence = Arc::new(Sequence::new(42));
         let options = Options {
             seed: 1,
-            ..Options::new("http://queen:7833", 42)
+            ..Options::new("http://queen:7833", Arc::clone(&sequence))
         };
         let client = start(&options, queen, Arc::clone(&source) as _);
         Self {
+            sequence,
             source,
             client,
             answer,
@@ -371,22 +381,21 @@ async fn the_watch_shows_each_state_on_the_way() {
 }
 
 fn dropped(reason: DropReason) -> Answer {
-    Answer::Ack(HeartbeatAck {
+    Answer::Ack(dropped_ack(reason))
+}
+
+fn dropped_ack(reason: DropReason) -> HeartbeatAck {
+    HeartbeatAck {
         dropped: Some(reason),
         ..ack()
-    })
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queen_who_drops_the_beats_is_shown_until_she_takes_one() {
     let (mut scene, _) = Scene::heartbeating().await;
     assert_eq!(scene.client.last_drop(), None);
-    for reason in [
-        DropReason::Conflict,
-        DropReason::OlderIncarnation,
-        DropReason::Departed,
-        DropReason::Unknown,
-    ] {
+    for reason in [DropReason::Conflict, DropReason::OlderIncarnation, DropReason::Unknown] {
         scene.queen_answers(dropped(reason));
         scene.beat().await;
         scene.settle().await;
@@ -405,7 +414,7 @@ async fn a_queen_who_drops_the_beats_is_shown_until_she_takes_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_beat_that_came_twice_or_too_late_says_nothing_about_the_sender() {
+async fn what_is_the_networks_doing_is_not_shown() {
     let (mut scene, _) = Scene::heartbeating().await;
     for reason in [DropReason::Duplicate, DropReason::Reordered] {
         scene.queen_answers(dropped(reason));
@@ -419,6 +428,60 @@ async fn a_beat_that_came_twice_or_too_late_says_nothing_about_the_sender() {
     scene.beat().await;
     scene.settle().await;
     assert_eq!(scene.client.last_drop(), Some(DropReason::Conflict));
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_she_took_the_sender_for_gone_is_shown_only_if_it_could_not_be_refuted() {
+    let (mut scene, _) = Scene::heartbeating().await;
+    scene.queen_answers(dropped(DropReason::Departed));
+    scene.beat().await;
+    scene.queen_answers(Answer::Ack(ack()));
+    scene.settle().await;
+    assert_eq!(scene.client.last_drop(), None);
+    assert_eq!(scene.beat().await.1.incarnation, 43);
+
+    scene.queen_answers(dropped(DropReason::Departed));
+    scene.beat().await;
+    scene.beat().await;
+    scene.settle().await;
+    assert_eq!(scene.client.last_drop(), Some(DropReason::Departed));
+    scene.queen_answers(Answer::Ack(ack()));
+    scene.beat().await;
+    scene.settle().await;
+    assert_eq!(scene.client.last_drop(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_the_senders_own_newer_incarnation_has_outrun_is_no_conflict() {
+    let (mut scene, _) = Scene::heartbeating().await;
+    scene.queen_answers(Answer::AckLate(SECOND, dropped_ack(DropReason::OlderIncarnation)));
+    scene.beat().await;
+    scene.sequence.rise_above(50);
+    sleep(2 * SECOND).await;
+    assert_eq!(scene.client.last_drop(), None);
+    let (_, probe) = scene.beat().await;
+    assert_eq!(probe.incarnation, 51);
+    sleep(2 * SECOND).await;
+    assert_eq!(scene.client.last_drop(), Some(DropReason::OlderIncarnation));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_handle_shows_which_run_of_the_queen_answers_for_as_long_as_she_does() {
+    let run = |id: &str| {
+        Answer::Ack(HeartbeatAck {
+            queen_id: Some(id.parse().unwrap()),
+            ..ack()
+        })
+    };
+    let shown = |scene: &Scene| scene.client.queen().map(|id| id.to_string());
+    let (mut scene, _) = Scene::heartbeating().await;
+    assert_eq!(shown(&scene), None, "she does not say");
+    for (answer, expected) in [(run("q-1"), Some("q-1")), (run("q-2"), Some("q-2")), (refused(), None)] {
+        scene.queen_answers(answer);
+        scene.beat().await;
+        scene.settle().await;
+        assert_eq!(shown(&scene).as_deref(), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -463,6 +526,7 @@ async fn each_change_of_the_reason_is_one_warning_however_many_beats_are_dropped
     let (mut scene, _) = Scene::heartbeating().await;
     for (reason, so_far) in [
         (DropReason::Duplicate, 0),
+        (DropReason::Departed, 0),
         (DropReason::Conflict, 1),
         (DropReason::Conflict, 1),
         (DropReason::Reordered, 1),

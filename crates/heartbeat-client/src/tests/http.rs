@@ -12,7 +12,7 @@ use shared_contract::{ErrorBody, ErrorKind, HeartbeatPayload as _};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use super::probe::{Probe, ProbeSource, ack};
-use crate::{ClientState, Error, HeartbeatClient, HeartbeatHandle, Options, Token};
+use crate::{ClientState, Error, HeartbeatClient, HeartbeatHandle, Options, Sequence, Token};
 
 fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -38,8 +38,12 @@ fn start(options: Options) -> HeartbeatHandle {
         .start()
 }
 
+fn sequence(incarnation: u64) -> Arc<Sequence> {
+    Arc::new(Sequence::new(incarnation))
+}
+
 async fn first_error(url: String) -> Arc<Error> {
-    let client = start(Options::new(url, 1));
+    let client = start(Options::new(url, sequence(1)));
     loop {
         if let Some(error) = client.last_error() {
             return error;
@@ -58,7 +62,7 @@ async fn a_beat_carries_its_stamp_and_the_token_and_its_acknowledgement_discover
     let url = serve(Router::new().route(Probe::PATH, post(receive))).await;
     let client = start(Options {
         token: Some(Token::new("s3cret")),
-        ..Options::new(url, 9)
+        ..Options::new(url, sequence(9))
     });
     let (headers, probe) = beats.recv().await.unwrap();
     assert_eq!(headers["authorization"], "Bearer s3cret");
@@ -117,7 +121,7 @@ async fn a_refused_connection_is_named_as_such() {
 fn a_client_for_an_unusable_url_is_refused_and_debug_output_keeps_the_token() {
     let options = Options {
         token: Some(Token::new("s3cret")),
-        ..Options::new("queen", 1)
+        ..Options::new("queen", sequence(1))
     };
     let shown = format!("{options:?}");
     assert!(shown.contains("[redacted]") && !shown.contains("s3cret"), "{shown}");

@@ -1,11 +1,14 @@
 //! The decisions, with time passed in.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use shared_contract::{Delivery, HeartbeatAck};
+use shared_contract::{Delivery, DropReason, HeartbeatAck};
 
 use super::probe::ack;
-use crate::{Beat, ClientState, Machine, Timing};
+use crate::{Beat, ClientState, Machine, Sequence, Timing};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,7 +26,7 @@ impl Sender {
     fn with(timing: Timing, seed: u64) -> Self {
         let start = Instant::now();
         Self {
-            machine: Machine::new(timing, seed, start),
+            machine: Machine::new(timing, 7, seed, start),
             start,
         }
     }
@@ -357,4 +360,84 @@ fn a_pace_configured_short_shortens_discovery_too() {
     }
     assert_eq!(times[..5], [0.0, 2.0, 4.0, 7.0, 10.0]);
     assert!((12.7..=13.3).contains(&times[5]), "{times:?}");
+}
+
+#[test]
+fn a_sender_that_is_taken_for_gone_goes_on_under_a_newer_incarnation_at_once_and_in_full() {
+    let (mut sender, _) = Sender::heartbeating(1);
+    let gone = |known| HeartbeatAck {
+        dropped: Some(DropReason::Departed),
+        known_incarnation: Some(known),
+        ..ack()
+    };
+    let (at, beat) = sender.beat();
+    assert_eq!((beat.incarnation, beat.seq), (7, 3));
+    sender.acknowledged(at, &gone(40));
+    let (next, beat) = sender.beat();
+    assert!(next - at < 0.1, "{next}");
+    assert_eq!((beat.incarnation, beat.seq, beat.delivery), (41, 4, Delivery::Full));
+    // A queen who is not convinced gets the next try at the usual pace.
+    sender.acknowledged(next, &gone(41));
+    let (last, beat) = sender.beat();
+    assert!(last - next > 20.0, "{last}");
+    assert_eq!(beat.incarnation, 42);
+    sender.acknowledged(last, &ack());
+    assert_eq!(sender.beat().1.incarnation, 42);
+}
+
+#[test]
+fn machines_of_one_process_share_an_order_and_a_copied_process_has_its_own() {
+    let start = Instant::now();
+    let sequence = Arc::new(Sequence::new(7));
+    let machine = |seed| Machine::drawing_from(Arc::clone(&sequence), Timing::default(), seed, start);
+    let order = |machine: &mut Machine, at| machine.poll(at).map(|beat| (beat.incarnation, beat.seq)).unwrap();
+    let (mut one, mut other) = (machine(1), machine(2));
+    assert_eq!(order(&mut one, start), (7, 1));
+    assert_eq!(order(&mut other, start), (7, 2));
+    let gone = HeartbeatAck {
+        dropped: Some(DropReason::Departed),
+        known_incarnation: Some(40),
+        ..ack()
+    };
+    one.acknowledged(start, &gone);
+    other.acknowledged(start, &gone);
+    let mut copy = one.clone();
+    let later = start + SECOND;
+    assert_eq!(order(&mut one, later), (41, 3));
+    assert_eq!(order(&mut other, later), (41, 4), "the first has refuted it for both");
+    assert_eq!(order(&mut copy, later), (41, 3));
+}
+
+#[test]
+fn a_sender_without_incarnation_has_nothing_to_refute_with() {
+    let start = Instant::now();
+    let mut machine = Machine::new(Timing::default(), 0, 1, start);
+    machine.poll(start).unwrap();
+    let gone = HeartbeatAck {
+        dropped: Some(DropReason::Departed),
+        ..ack()
+    };
+    machine.acknowledged(start, &gone);
+    assert!(machine.due().unwrap() > start + 20 * SECOND);
+}
+
+#[test]
+fn a_queen_who_wanted_a_faster_pace_is_looked_for_at_that_pace() {
+    let (mut sender, _) = Sender::heartbeating(1);
+    let fast = HeartbeatAck {
+        interval_ms: 2_500,
+        ttl_ms: 7_500,
+        ..ack()
+    };
+    let (at, _) = sender.beat();
+    sender.acknowledged(at, &fast);
+    let (lost, _) = sender.beat();
+    sender.failed(lost);
+    let mut last = lost;
+    for _ in 0..8 {
+        let (at, _) = sender.beat();
+        sender.failed(at);
+        assert!(at - last <= 2.75 + 1e-6, "{}", at - last);
+        last = at;
+    }
 }

@@ -2,3 +2,4 @@ mod client;
 mod http;
 mod machine;
 mod probe;
+mod queens;

@@ -73,5 +73,6 @@ pub(super) fn ack() -> HeartbeatAck {
         want_full: false,
         queen_id: None,
         dropped: None,
+        known_incarnation: None,
     }
 }

@@ -84,7 +84,11 @@ fn a_beat_overtaken_by_its_goodbye_does_not_bring_the_member_back_but_a_new_star
     f.record(probe("a", 5, 1));
     f.record(goodbye("a", 5, 3));
     assert_eq!(f.outcome(probe("a", 5, 2)), Outcome::Dropped(Departed));
-    assert_eq!(f.outcome(probe("a", 4, 9)), Outcome::Dropped(OlderIncarnation));
+    let older = f.record(probe("a", 4, 9));
+    assert_eq!(
+        (older.outcome, older.known_incarnation),
+        (Outcome::Dropped(Departed), Some(5))
+    );
     assert_eq!(f.registry.count_total(), 0);
     assert_eq!(f.outcome(probe("a", 6, 1)), Outcome::New);
     f.record(goodbye("a", 6, 2));
@@ -210,11 +214,8 @@ fn evidence_makes_a_member_suspect_and_its_next_beat_or_a_fresh_answer_clears_it
     f.record(probe("a", 1, 1));
     let joined = f.now;
     f.pass(SECOND);
-    assert!(f.registry.mark_suspect(&id("a"), "connection refused", f.now));
-    assert!(
-        !f.registry.mark_suspect(&id("a"), "again", f.now),
-        "the first evidence stays"
-    );
+    assert!(f.suspect("a"));
+    assert!(!f.suspect("a"), "the first evidence stays");
     let view = f.registry.view(&id("a"), f.now).unwrap();
     assert_eq!((view.liveness, view.since), (Liveness::Suspect, joined + SECOND));
     assert_eq!(&*view.report.suspicion.as_ref().unwrap().reason, "connection refused");
@@ -226,11 +227,11 @@ fn evidence_makes_a_member_suspect_and_its_next_beat_or_a_fresh_answer_clears_it
     );
 
     f.pass(SECOND);
-    assert!(f.registry.refute(&id("a"), f.now));
-    assert!(!f.registry.refute(&id("a"), f.now));
+    assert!(f.answer("a"));
+    assert!(!f.answer("a"));
     assert_eq!(f.registry.view(&id("a"), f.now).unwrap().since, f.now);
 
-    f.registry.mark_suspect(&id("a"), "stream reset", f.now);
+    f.suspect("a");
     f.record(probe("a", 1, 2));
     assert_eq!(f.online(), ["a"]);
 }
@@ -241,20 +242,17 @@ fn evidence_older_than_the_last_beat_or_against_the_lost_and_unknown_counts_noth
     let before = f.now;
     f.pass(SECOND);
     f.record(probe("a", 1, 1));
-    assert!(!f.registry.mark_suspect(&id("a"), "refused", before));
-    assert!(!f.registry.mark_suspect(&id("unknown"), "refused", f.now));
-    f.registry.mark_suspect(&id("a"), "refused", f.now);
+    assert!(!f.registry.mark_suspect(&id("a"), &f.about("a"), "refused", before));
+    assert!(!f.suspect("unknown"));
+    f.suspect("a");
     f.pass(TTL);
     assert_eq!(
         f.registry.get(&id("a")).unwrap().liveness(f.now),
         Liveness::Lost,
         "lost outranks suspect"
     );
-    assert!(!f.registry.mark_suspect(&id("a"), "refused", f.now));
-    assert!(
-        !f.registry.refute(&id("a"), f.now),
-        "silence is not refuted by an answer"
-    );
+    assert!(!f.suspect("a"));
+    assert!(!f.answer("a"), "silence is not refuted by an answer");
 }
 
 #[test]
@@ -295,7 +293,7 @@ fn a_list_by_model_is_dense_over_many_members_and_a_taken_one_never_changes() {
     }
     let taken = f.registry.find_by_model(&model("m"));
     for n in (0..1_000).step_by(3) {
-        f.registry.remove(&id(&name(n)), f.now).unwrap();
+        f.registry.remove(&id(&name(n)), &f.about(&name(n))).unwrap();
     }
     assert_eq!(taken.len(), 1_000);
     let left = f.registry.find_by_model(&model("m"));
@@ -336,8 +334,8 @@ fn a_sweep_names_the_newly_lost_once_and_forgets_them_after_the_retention() {
 fn a_process_that_ended_is_brought_back_by_none_of_its_beats_and_by_its_next_start() {
     let f = Fixture::new();
     f.record(probe("a", 1, 1));
-    assert!(f.registry.remove(&id("a"), f.now).is_some());
-    assert!(f.registry.remove(&id("a"), f.now).is_none());
+    assert!(f.registry.remove(&id("a"), &f.about("a")).is_some());
+    assert!(f.registry.remove(&id("a"), &f.about("a")).is_none());
     assert_eq!(f.outcome(probe("a", 1, 99)), Outcome::Dropped(Departed));
     let departed = f.registry.departed(10);
     assert_eq!((departed.len(), departed[0].reason), (1, LeaveReason::Ended));

@@ -1,11 +1,12 @@
 //! What speaks against a member: call-backs, pauses of the receiver, mass silence, a second sender with its id.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use shared_contract::DropReason;
+use tokio::sync::broadcast::Receiver;
 
 use super::probe::{Fixture, Probe, RETENTION, SECOND, TTL, drain, elsewhere, goodbye, id, peer, probe, receipt};
-use crate::{EventKind, Liveness, Outcome, Pace, Reach, Receipt, RegistryOptions};
+use crate::{EventKind, Liveness, Outcome, Pace, Reach, Receipt, Recorded, RegistryEvent, RegistryOptions};
 
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -17,39 +18,59 @@ fn liveness(f: &Fixture) -> Liveness {
 fn a_member_that_cannot_be_called_back_is_unreachable_until_it_answers_however_often_it_beats() {
     let mut f = Fixture::new();
     f.record(probe("a", 1, 1));
-    let address = f.address("a");
     assert_eq!(f.view("a").report.reach, Reach::Unknown, "it should be called back");
-    assert!(f.registry.mark_unreachable(&id("a"), &address, "no route", f.now));
+    assert!(f.fail("a"));
     let noticed = f.now;
     f.pass(SECOND);
     f.record(probe("a", 1, 2));
     let view = f.view("a");
     assert_eq!((view.liveness, view.since), (Liveness::Unreachable, noticed));
     assert!(f.online().is_empty());
-    assert!(f.registry.mark_reached(&id("a"), &address, f.now));
+    assert!(f.answer("a"));
     let view = f.view("a");
     assert_eq!((view.liveness, view.since), (Liveness::Online, f.now));
-    assert!(!f.registry.mark_reached(&id("a"), &address, f.now), "no news");
+    assert!(!f.answer("a"), "no news");
     f.record(probe("a", 1, 3));
     assert_eq!(f.view("a").report.reach, Reach::Reached, "it need not be called again");
 }
 
 #[test]
-fn the_outcome_of_a_call_to_a_former_address_counts_nothing() {
-    let f = Fixture::new();
+fn what_is_learnt_of_a_former_process_or_address_counts_nothing() {
+    let mut f = Fixture::new();
     f.record(probe("a", 1, 1));
-    let former = f.address("a");
+    let former = f.about("a");
+    let counts = |f: &Fixture| {
+        f.registry.mark_suspect(&id("a"), &former, "refused", f.now)
+            || f.registry.mark_unreachable(&id("a"), &former, "no route", f.now)
+            || f.registry.mark_reached(&id("a"), &former, f.now)
+    };
     f.record_from(elsewhere(), probe("a", 1, 2));
-    assert!(!f.registry.mark_unreachable(&id("a"), &former, "no route", f.now));
-    assert!(!f.registry.mark_reached(&id("a"), &former, f.now));
+    assert!(!counts(&f));
+    f.pass(TTL);
+    f.record(probe("a", 2, 1));
+    assert!(!counts(&f));
     assert_eq!(f.view("a").report.reach, Reach::Unknown);
+}
+
+#[test]
+fn an_answer_that_may_be_older_than_the_evidence_clears_nothing() {
+    let mut f = Fixture::new();
+    f.record(probe("a", 1, 1));
+    let asked = f.about("a");
+    f.pass(SECOND);
+    assert!(f.suspect("a"));
+    f.pass(SECOND);
+    assert!(!f.registry.mark_reached(&id("a"), &asked, f.now));
+    assert_eq!(liveness(&f), Liveness::Suspect);
+    assert!(f.answer("a"));
+    assert_eq!(liveness(&f), Liveness::Online);
 }
 
 #[test]
 fn whoever_restarts_moves_comes_back_or_was_suspected_is_called_back_again() {
     let mut f = Fixture::new();
     let reached = |f: &Fixture| {
-        f.registry.mark_reached(&id("a"), &f.address("a"), f.now);
+        f.answer("a");
         assert_eq!(f.view("a").report.reach, Reach::Reached);
     };
     let is_unknown = |f: &Fixture| f.view("a").report.reach == Reach::Unknown;
@@ -61,7 +82,7 @@ fn whoever_restarts_moves_comes_back_or_was_suspected_is_called_back_again() {
     f.record_from(elsewhere(), probe("a", 2, 2));
     assert!(is_unknown(&f), "moved");
     reached(&f);
-    f.registry.mark_suspect(&id("a"), "connection refused", f.now);
+    f.suspect("a");
     f.record_from(elsewhere(), probe("a", 2, 3));
     assert!(is_unknown(&f), "suspected");
     reached(&f);
@@ -152,8 +173,15 @@ fn nothing_is_forgotten_while_many_are_silent_at_once() {
         f.record(probe(name, 1, 2));
     }
     let cleanup = f.registry.cleanup_stale(f.now, false);
-    assert_eq!(f.registry.preservation(), None);
-    assert_eq!((cleanup.removed.len(), f.registry.count_total()), (1, 2), "one is one");
+    assert_eq!(f.registry.preservation(), None, "one is one");
+    assert!(f.registry.holds_back(f.now));
+    assert_eq!(cleanup.held_back, 1, "and has not had its turn yet");
+    f.pass(TTL);
+    for name in ["a", "b"] {
+        f.record(probe(name, 1, 3));
+    }
+    let cleanup = f.registry.cleanup_stale(f.now, false);
+    assert_eq!((cleanup.removed.len(), f.registry.count_total()), (1, 2));
 }
 
 #[test]
@@ -197,14 +225,16 @@ fn two_live_senders_with_one_id_are_a_conflict_with_both_addresses_and_the_first
     f.pass(SECOND);
     assert!(f.view("a").contender.is_none(), "it has been silent for its TTL");
     f.registry.cleanup_stale(f.now, false);
-    let told: Vec<_> = drain(&mut events)
-        .into_iter()
-        .filter_map(|(_, kind)| match kind {
-            EventKind::Contended { began } => Some(began),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(told, [true, false]);
+    assert_eq!(contentions(&mut events), [true, false]);
+}
+
+/// Each conflict's beginning and end, as they were told.
+fn contentions(events: &mut Receiver<RegistryEvent<Probe>>) -> Vec<bool> {
+    let contention = |(_, kind)| match kind {
+        EventKind::Contended { began } => Some(began),
+        _ => None,
+    };
+    drain(events).into_iter().filter_map(contention).collect()
 }
 
 #[test]
@@ -309,38 +339,47 @@ fn a_repeated_beat_gets_the_answer_of_the_first() {
     assert!(again.want_full, "it may be the only answer that arrives");
 }
 
-#[test]
-fn when_the_holder_of_an_id_falls_silent_the_other_one_takes_it_also_if_it_is_older() {
-    for (incarnation, first) in [(2, 8), (1, 7), (0, 0)] {
-        let mut f = Fixture::new();
-        f.record(probe("a", 2, 7));
-        f.pass(30 * SECOND);
-        f.record_from(elsewhere(), probe("a", incarnation, first));
-        f.pass(TTL - SECOND);
-        f.record_from(elsewhere(), probe("a", incarnation, first + 1));
-        f.pass(SECOND);
-        let outcome = f.record_from(elsewhere(), probe("a", incarnation, first + 2)).outcome;
-        assert!(
-            matches!(outcome, Outcome::Updated | Outcome::Restarted),
-            "{incarnation}: {outcome:?}"
-        );
-        let view = f.view("a");
-        assert_eq!((view.liveness, view.address().host()), (Liveness::Online, "10.0.0.8"));
-    }
+/// What a live sender does that is told that it is taken for gone: goes on above the known incarnation.
+fn refute(f: &Fixture, peer: IpAddr, incarnation: u64, seq: u64) -> Recorded {
+    let told = f.record_from(peer, probe("a", incarnation, seq));
+    assert_eq!(told.outcome, Outcome::Dropped(DropReason::Departed));
+    f.record_from(peer, probe("a", told.known_incarnation.unwrap() + 1, seq + 1))
 }
 
 #[test]
-fn an_older_sender_of_which_nothing_else_is_known_is_shown_and_not_forgotten_while_it_beats() {
+fn when_the_holder_of_an_id_falls_silent_the_other_one_takes_it_also_if_it_is_older() {
+    for older in [1, 2] {
+        let mut f = Fixture::new();
+        f.record(probe("a", 2, 7));
+        f.pass(30 * SECOND);
+        f.record_from(elsewhere(), probe("a", older, 5));
+        assert!(f.view("a").contender.is_some());
+        f.pass(TTL);
+        assert_eq!(refute(&f, elsewhere(), older, 6).outcome, Outcome::Restarted);
+        let view = f.view("a");
+        assert_eq!((view.liveness, view.address().host()), (Liveness::Online, "10.0.0.8"));
+        let late = f.outcome(probe("a", 2, 7));
+        assert_eq!(
+            late,
+            Outcome::Dropped(DropReason::OlderIncarnation),
+            "an old beat of the dead"
+        );
+        assert_eq!(f.address("a").host(), "10.0.0.8");
+    }
     let mut f = Fixture::new();
-    f.record(probe("a", 2, 1));
-    f.pass(TTL + RETENTION);
-    let older = f.record_from(elsewhere(), probe("a", 1, 8));
-    assert_eq!(older.outcome, Outcome::Dropped(DropReason::OlderIncarnation));
-    let cleanup = f.registry.cleanup_stale(f.now, false);
-    assert!(cleanup.removed.is_empty(), "the live one would be out of sight");
-    assert!(f.view("a").contender.is_some());
-    f.pass(30 * SECOND);
-    assert_eq!(f.record_from(elsewhere(), probe("a", 1, 9)).outcome, Outcome::Restarted);
+    f.record(probe("a", 0, 0));
+    f.pass(TTL);
+    assert_eq!(f.record_from(elsewhere(), probe("a", 0, 0)).outcome, Outcome::Updated);
+}
+
+#[test]
+fn the_own_late_beats_of_one_that_is_lost_are_just_old() {
+    let mut f = Fixture::new();
+    f.record(probe("a", 2, 7));
+    f.pass(TTL);
+    assert_eq!(f.outcome(probe("a", 2, 7)), Outcome::Dropped(DropReason::Duplicate));
+    assert_eq!(liveness(&f), Liveness::Lost);
+    assert_eq!(f.outcome(probe("a", 2, 8)), Outcome::Updated);
 }
 
 #[test]
@@ -348,19 +387,33 @@ fn when_the_holder_of_an_id_says_goodbye_the_other_one_has_it_and_late_beats_cha
     let mut f = Fixture::new();
     f.record(probe("a", 1, 7));
     f.record_from(elsewhere(), probe("a", 2, 1));
-    f.pass(30 * SECOND);
-    f.record(probe("a", 1, 8));
+    f.pass(SECOND);
     f.record_from(elsewhere(), goodbye("a", 2, 3));
-    assert_eq!(f.outcome(probe("a", 1, 9)), Outcome::New);
+    assert_eq!(
+        refute(&f, peer(), 1, 8).outcome,
+        Outcome::New,
+        "nobody knew yet that it lives"
+    );
     assert_eq!(
         f.record_from(elsewhere(), probe("a", 2, 2)).outcome,
-        Outcome::Dropped(DropReason::Departed)
+        Outcome::Dropped(DropReason::OlderIncarnation)
     );
-    assert_eq!(
-        f.record_from(elsewhere(), probe("a", 3, 1)).outcome,
-        Outcome::Restarted,
-        "it was started again"
-    );
+    assert_eq!(f.address("a").host(), "10.0.0.7");
+}
+
+#[test]
+fn a_conflict_that_ends_between_two_sweeps_is_told_as_ended() {
+    let mut f = Fixture::new();
+    let mut events = f.registry.subscribe();
+    f.record(probe("a", 1, 7));
+    f.pass(30 * SECOND);
+    f.record_from(elsewhere(), probe("a", 1, 7));
+    f.pass(60 * SECOND - Duration::from_nanos(1));
+    f.record(probe("a", 1, 8));
+    f.pass(60 * SECOND);
+    f.record(probe("a", 1, 9));
+    f.registry.cleanup_stale(f.now, false);
+    assert_eq!(contentions(&mut events), [true, false]);
 }
 
 #[test]
@@ -391,7 +444,7 @@ fn a_loss_leaves_a_tombstone_that_a_newer_beat_lifts() {
             port: 1,
             ..probe("a", 2, 9)
         }),
-        Outcome::Dropped(DropReason::OlderIncarnation)
+        Outcome::Dropped(DropReason::Departed)
     );
     assert_eq!(
         f.outcome(probe("a", 3, 8)),

@@ -1,7 +1,6 @@
 //! The registry against a naive model of it: a list, scanned each time.
 
 use std::{
-    cmp::Ordering,
     collections::BTreeMap,
     time::{Duration, Instant},
 };
@@ -9,8 +8,8 @@ use std::{
 use proptest::prelude::*;
 use shared_contract::DropReason;
 
-use super::probe::{Fixture, Probe, RETENTION, TOMBSTONES, TTL, id, model, peer, probe};
-use crate::{Address, EventKind, Liveness, Outcome, RegistryOptions};
+use super::probe::{Fixture, Probe, RETENTION, TOMBSTONES, TTL, id, model, probe};
+use crate::{EventKind, Liveness, Outcome, RegistryOptions};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const MODELS: [&str; 3] = ["m0", "m1", "m2"];
@@ -102,16 +101,19 @@ impl Known {
     }
 }
 
-fn stale(next: (u64, u64), last: (u64, u64), is_here: bool) -> Option<DropReason> {
-    match (next.0, next.1.cmp(&last.1)) {
-        (0, _) => None,
-        (incarnation, _) if incarnation < last.0 => Some(DropReason::OlderIncarnation),
-        (incarnation, _) if incarnation > last.0 => None,
-        (_, Ordering::Greater) => None,
-        _ if !is_here => Some(DropReason::Departed),
-        (_, Ordering::Equal) => Some(DropReason::Duplicate),
-        (_, Ordering::Less) => Some(DropReason::Reordered),
+/// Why a beat is dropped after this last one of a member in this state; `None` in place of it: of one that has left.
+fn stale(next: (u64, u64), last: (u64, u64), here: Option<Liveness>) -> Option<DropReason> {
+    if next.0 == 0 || next > last {
+        return None;
     }
+    let is_own = next.0 == last.0;
+    Some(match here {
+        None => DropReason::Departed,
+        Some(_) if is_own && next.1 == last.1 => DropReason::Duplicate,
+        Some(_) if is_own => DropReason::Reordered,
+        Some(Liveness::Lost) => DropReason::Departed,
+        Some(_) => DropReason::OlderIncarnation,
+    })
 }
 
 impl Naive {
@@ -119,7 +121,8 @@ impl Naive {
         let before = self.members.get(&who);
         let departed = self.departed.get(&who).filter(|_| before.is_none());
         let last = before.map(|known| known.order).or(departed.map(|(order, _)| *order));
-        if let Some(reason) = last.and_then(|last| stale(new.order, last, before.is_some())) {
+        let here = before.map(|known| known.liveness(new.last_seen));
+        if let Some(reason) = last.and_then(|last| stale(new.order, last, here)) {
             return Outcome::Dropped(reason);
         }
         // A beat does not prove that its sender can be reached, a new start or a return make one try anew.
@@ -199,15 +202,12 @@ fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
                 .members
                 .get_mut(&who)
                 .filter(|known| known.liveness(f.now) == Liveness::Online);
-            assert_eq!(
-                f.registry.mark_suspect(&id(NAMES[who]), "evidence", f.now),
-                known.is_some()
-            );
+            assert_eq!(f.suspect(NAMES[who]), known.is_some());
             known.into_iter().for_each(|known| known.suspected = true);
         }
         Step::Refute { who } => {
             let known = naive.living(who, f.now);
-            f.registry.refute(&id(NAMES[who]), f.now);
+            f.answer(NAMES[who]);
             known.into_iter().for_each(|known| {
                 known.suspected = false;
                 known.unreachable = false;
@@ -215,10 +215,7 @@ fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
         }
         Step::Unreachable { who } => {
             let known = naive.living(who, f.now);
-            let address = Address::resolve(None, peer(), 9301).unwrap();
-            let is_news = f
-                .registry
-                .mark_unreachable(&id(NAMES[who]), &address, "no answer", f.now);
+            let is_news = f.fail(NAMES[who]);
             assert_eq!(is_news, known.as_ref().is_some_and(|known| !known.unreachable));
             known.into_iter().for_each(|known| known.unreachable = true);
         }
@@ -228,7 +225,10 @@ fn apply(f: &mut Fixture, naive: &mut Naive, step: &Step) {
         }
         Step::Remove { who } => {
             let known = naive.members.remove(&who);
-            assert_eq!(f.registry.remove(&id(NAMES[who]), f.now).is_some(), known.is_some());
+            assert_eq!(
+                f.registry.remove(&id(NAMES[who]), &f.about(NAMES[who])).is_some(),
+                known.is_some()
+            );
             if let Some(known) = known {
                 naive.departed.insert(who, ((known.order.0, u64::MAX), f.now));
             }
@@ -273,7 +273,7 @@ impl Believed {
     fn take(&mut self, name: String, kind: EventKind) {
         match kind {
             EventKind::Joined => assert_eq!(self.0.insert(name, Liveness::Online), None),
-            EventKind::Beat | EventKind::Updated | EventKind::Restarted => assert!(matches!(
+            EventKind::Updated | EventKind::Restarted => assert!(matches!(
                 self.0.get(&name),
                 Some(Liveness::Online | Liveness::Unreachable)
             )),

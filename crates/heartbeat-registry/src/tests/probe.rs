@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use shared_contract::{HeartbeatItem, ModelId, WorkerId};
 
-use crate::{Address, EventKind, Outcome, Pace, Receipt, Recorded, Registry, RegistryEvent, RegistryOptions};
+use crate::{About, Address, EventKind, Outcome, Pace, Receipt, Recorded, Registry, RegistryEvent, RegistryOptions};
 
 pub(super) const TTL: Duration = Duration::from_secs(90);
 pub(super) const RETENTION: Duration = Duration::from_secs(600);
@@ -158,6 +158,33 @@ impl Fixture {
     /// One that is known to the registry.
     pub(super) fn view(&self, name: &str) -> crate::MemberView<Probe> {
         self.registry.view(&id(name), self.now).unwrap()
+    }
+
+    /// The member as it is asked now.
+    pub(super) fn about(&self, name: &str) -> About {
+        let address = || Address::resolve(None, peer(), 9301).unwrap();
+        match self.registry.get(&id(name)) {
+            Some(member) => member.report().about(self.now),
+            None => About {
+                address: address(),
+                incarnation: 0,
+                asked: self.now,
+            },
+        }
+    }
+
+    pub(super) fn suspect(&self, name: &str) -> bool {
+        self.registry
+            .mark_suspect(&id(name), &self.about(name), "connection refused", self.now)
+    }
+
+    pub(super) fn answer(&self, name: &str) -> bool {
+        self.registry.mark_reached(&id(name), &self.about(name), self.now)
+    }
+
+    pub(super) fn fail(&self, name: &str) -> bool {
+        self.registry
+            .mark_unreachable(&id(name), &self.about(name), "no route", self.now)
     }
 
     pub(super) fn address(&self, name: &str) -> Address {
