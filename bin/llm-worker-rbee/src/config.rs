@@ -11,11 +11,9 @@ use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
-use heartbeat_client::QueenUrl;
+use heartbeat_client::{MAX_QUEENS, QueenUrl};
 use model_store::ModelRef;
 use shared_contract::{HiveId, ModelId, WorkerId};
-
-use crate::queens;
 
 /// Most sequences that a worker decodes together.
 const MAX_SLOTS: usize = 256;
@@ -233,8 +231,8 @@ fn queen_urls(texts: &[String], mistakes: &mut Mistakes) -> Vec<QueenUrl> {
         let url = mistakes.keep("--queen-url", text.parse().map_err(|why| format!("`{text}`: {why}")));
         urls.extend(url.filter(|url| !urls.contains(url)));
     }
-    if urls.len() > queens::LIMIT {
-        mistakes.add("--queen-url", format_args!("at most {} queens", queens::LIMIT));
+    if urls.len() > MAX_QUEENS {
+        mistakes.add("--queen-url", format_args!("at most {MAX_QUEENS} queens"));
     }
     urls
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use batch_engine::Load;
 use chrono::{DateTime, Utc};
-use heartbeat_client::Source;
+use heartbeat_client::{Error, Queens, Source, Token};
 use shared_contract::Delivery;
 use worker_contract::{Endpoint, StatusDetail, WorkerHeartbeat, WorkerInfo, WorkerLoad, WorkerStatus};
 
-use crate::queens::Queens;
+use crate::config::Config;
 use crate::state::{Phase, Served, State};
 
 /// Pause after a beat for a change, so that a worker whose slots fill and empty quickly does not flood its queens.
@@ -19,8 +19,25 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Share of a step that is worth a beat.
 const PROGRESS_STEPS: f32 = 10.0;
 
+/// Starts to beat to the queens of the settings, and beats at once whenever the status changes.
+pub(crate) fn start(config: &Config, http: reqwest::Client, state: &Arc<State>) -> Result<Queens, Error> {
+    let told_work = Arc::<AtomicBool>::default();
+    let token = config.token.as_ref().map(|token| Token::new(token.expose()));
+    let queens = Queens::new(http, token, config.incarnation, {
+        let (state, told_work) = (Arc::clone(state), Arc::clone(&told_work));
+        move || Arc::new(Beats::new(Arc::clone(&state), Arc::clone(&told_work))) as _
+    });
+    // A hive's worker has all its queens from the hive, which knows better which of them to keep.
+    let is_pinned = config.hive_id.is_none();
+    for url in &config.queen_urls {
+        queens.add(url.clone(), is_pinned)?;
+    }
+    tokio::spawn(beat_on_change(Arc::clone(state), queens.clone(), told_work));
+    Ok(queens)
+}
+
 /// Beats at once whenever the status changes. Ends when the worker's life has ended; the goodbye tells the last status.
-pub(crate) async fn beat_on_change(state: Arc<State>, queens: Arc<Queens>, told_work: Arc<AtomicBool>) {
+async fn beat_on_change(state: Arc<State>, queens: Queens, told_work: Arc<AtomicBool>) {
     let mut phases = state.watch();
     let mut loads = None;
     let mut told = None;

@@ -6,7 +6,7 @@
 //!
 //! Two journeys. A request: `http/chat.rs` parses (openai-api), `language.rs` makes tokens, `generation.rs` hands them to
 //! the engine (batch-engine) and puts its tokens together to text, `text.rs` cuts at stop texts, `http/stream.rs` frames.
-//! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it, `queens.rs` knows to whom.
+//! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it when it changes, `heartbeat-client` knows to whom.
 
 mod config;
 mod generation;
@@ -15,7 +15,6 @@ mod http;
 mod language;
 mod metrics;
 mod model;
-mod queens;
 mod state;
 mod text;
 
@@ -37,7 +36,6 @@ pub use config::{Args, Config};
 pub use http::{Health, MAX_BODY_BYTES};
 
 use crate::model::Loaded;
-use crate::queens::Queens;
 use crate::state::{ENCODERS, Identity, Served, State};
 
 /// What is left to answers, once the engine has finished them, to reach their clients.
@@ -114,14 +112,14 @@ where
 {
     let port = listener.local_addr().map_err(RunError::Listener)?.port();
     let state = Arc::new(State::new(identity(&config, port), shutdown.clone()));
-    let queens = Queens::start(&config, daemon::client::new()?, &state)?;
+    let queens = heartbeat::start(&config, daemon::client::new()?, &state)?;
     tracing::info!(worker = %config.worker_id, model = %config.model_id, device = %config.device, "starting");
 
     let closing = Shutdown::new();
     let server = tokio::spawn({
         let app = http::App {
             state: Arc::clone(&state),
-            queens: Arc::clone(&queens),
+            queens: queens.clone(),
         };
         let (router, closing) = (http::router(app, config.token.clone()), closing.clone());
         let options = ServeOptions {

@@ -10,6 +10,8 @@ use daemon::Secret;
 use daemon::config::CommonArgs;
 use shared_contract::timing;
 
+/// How long a lost member is kept, unless the TTL is longer.
+const DEFAULT_RETENTION_MS: u64 = 600_000;
 /// The SSH configuration that is read unless another file is named.
 const USERS_SSH_CONFIG: &str = "~/.ssh/config";
 
@@ -53,13 +55,14 @@ pub struct Args {
     /// Heartbeats that may come in a second; where there are more hives and workers, each beats less often
     #[arg(long, env = "RBEE_MAX_BEATS_PER_S", value_name = "COUNT", default_value_t = 50)]
     max_beats_per_s: u32,
-    /// A hive or worker that has been lost for this long is forgotten
-    #[arg(long, env = "RBEE_RETENTION_MS", value_name = "MS", default_value_t = 600_000)]
-    retention_ms: u64,
+    /// A hive or worker that has been lost for this long is forgotten [default: 600000, or the TTL where that is longer]
+    #[arg(long, env = "RBEE_RETENTION_MS", value_name = "MS")]
+    retention_ms: Option<u64>,
     /// Address of a hive to ask for its heartbeats, as http://HOST:7835; may be given several times
     #[arg(long, env = "RBEE_HIVES", value_delimiter = ',', value_name = "URL")]
     hive: Vec<String>,
-    /// Ask the hosts of an SSH configuration, too; ~/.ssh/config if no other file is named
+    /// Ask the hosts of an SSH configuration, too; ~/.ssh/config if no other file is named. All are asked whether there is a
+    /// hive, without --token; it is sent to those hives only that first prove that they know it
     #[arg(
         long,
         env = "RBEE_HIVES_FROM_SSH",
@@ -149,7 +152,7 @@ impl Default for Config {
             heartbeat_interval: timing::HEARTBEAT_INTERVAL,
             heartbeat_ttl: timing::HEARTBEAT_TTL,
             max_beats_per_s: 50,
-            retention: Duration::from_secs(600),
+            retention: Duration::from_millis(DEFAULT_RETENTION_MS),
             hives: Vec::new(),
             hives_from_ssh: None,
             mdns: false,
@@ -206,7 +209,6 @@ impl TryFrom<Args> for Config {
         let positive = [
             ("--heartbeat-interval-ms", args.heartbeat_interval_ms),
             ("--max-beats-per-s", args.max_beats_per_s.into()),
-            ("--retention-ms", args.retention_ms),
             ("--queue-timeout-ms", args.queue_timeout_ms),
             ("--first-byte-timeout-ms", args.first_byte_timeout_ms),
             ("--answer-timeout-ms", args.answer_timeout_ms),
@@ -215,6 +217,16 @@ impl TryFrom<Args> for Config {
             if value == 0 {
                 mistakes.push(format!("{flag} must be above 0"));
             }
+        }
+        let retention_ms = args
+            .retention_ms
+            .unwrap_or(DEFAULT_RETENTION_MS.max(args.heartbeat_ttl_ms));
+        if retention_ms < args.heartbeat_ttl_ms {
+            mistakes.push(format!(
+                "--retention-ms ({retention_ms}) must not be below --heartbeat-ttl-ms ({}), or members are forgotten before \
+                 it shows that many fell silent at once",
+                args.heartbeat_ttl_ms
+            ));
         }
         if args.heartbeat_ttl_ms <= args.heartbeat_interval_ms {
             mistakes.push(format!(
@@ -232,7 +244,7 @@ impl TryFrom<Args> for Config {
             heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
             heartbeat_ttl: Duration::from_millis(args.heartbeat_ttl_ms),
             max_beats_per_s: args.max_beats_per_s,
-            retention: Duration::from_millis(args.retention_ms),
+            retention: Duration::from_millis(retention_ms),
             hives,
             hives_from_ssh: hives_from_ssh.ok().flatten(),
             mdns: args.mdns,

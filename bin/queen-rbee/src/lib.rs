@@ -147,6 +147,11 @@ impl State {
         QueenView::new(self.id.clone(), uptime, self.pace(), preservations, now)
     }
 
+    /// Whether the queen doubts what she sees of either kind.
+    fn is_view_degraded(&self) -> bool {
+        self.workers.preservation().is_some() || self.hives.preservation().is_some()
+    }
+
     /// A worker as it is shown.
     fn worker(&self, worker: &MemberView<WorkerHeartbeat>, now: Instant) -> WorkerView {
         WorkerView::new(worker, self.telemetry.process_of(worker.item(), now), now)

@@ -59,31 +59,34 @@ impl WorkerRegistry {
 
     /// A hive says that a worker's process ended. `processes` are those that the hive sees now.
     ///
-    /// The worker is suspect at once; unless the hive is about to start it again, it is no member any more.
-    pub(crate) fn process_ended(&self, hive: &HiveId, exit: &WorkerExit, processes: &[ProcessStats], now: Instant) {
+    /// The worker is suspect at once; unless the hive is about to start it again, it is no member any more. Tells whether it
+    /// has left by that.
+    pub(crate) fn process_ended(
+        &self,
+        hive: &HiveId,
+        exit: &WorkerExit,
+        processes: &[ProcessStats],
+        now: Instant,
+    ) -> bool {
         let Some(worker) = self.0.get(&exit.worker_id) else {
-            return;
+            return false;
         };
         let report = worker.report();
         let info = &report.item.worker;
         if info.hive_id.as_ref().is_some_and(|owner| owner != hive) {
             tracing::warn!(worker = %exit.worker_id, %hive, "a hive reports the end of a worker that is not its own");
-            return;
+            return false;
         }
         let process = process_of(processes, &exit.worker_id);
         if !is_of_beating_process(exit, info.pid, process) {
-            return;
+            return false;
         }
-        self.0.mark_suspect(
-            &exit.worker_id,
-            format!("its hive reports that the process ended: {}", exit.reason),
-            now,
-        );
+        let about = report.about(now);
+        let reason = format!("its hive reports that the process ended: {}", exit.reason);
+        self.0.mark_suspect(&exit.worker_id, &about, reason, now);
         let comes_back =
             process.is_some_and(|process| is_running(process) || process.state == ProcessState::Restarting);
-        if !comes_back {
-            self.0.remove(&exit.worker_id, now);
-        }
+        !comes_back && self.0.remove(&exit.worker_id, &about).is_some()
     }
 }
 
@@ -165,27 +168,29 @@ impl HiveRegistry {
         Self(Registry::new(options))
     }
 
-    /// Takes a hive's beat, and tells the workers' registry which of its processes ended.
+    /// Takes a hive's beat, and tells the workers' registry which of its processes ended. Answers with how many workers have
+    /// left by that, too.
     pub(crate) fn record_with_exits(
         &self,
         beat: HiveHeartbeat,
         workers: &WorkerRegistry,
         receipt: Receipt,
-    ) -> Result<Recorded, Error> {
+    ) -> Result<(Recorded, usize), Error> {
         let changes = beat.changes.as_ref();
         let exits = changes
             .map(|changes| changes.workers_removed.clone())
             .unwrap_or_default();
         let told = (!exits.is_empty()).then(|| (beat.hive.id.clone(), beat.workers.clone()));
         let recorded = self.0.record(beat, receipt)?;
+        let mut left = 0;
         if let Some((hive, processes)) = told
             && !matches!(recorded.outcome, Outcome::Dropped(_))
         {
             for exit in &exits {
-                workers.process_ended(&hive, exit, &processes, receipt.at);
+                left += usize::from(workers.process_ended(&hive, exit, &processes, receipt.at));
             }
         }
-        Ok(recorded)
+        Ok((recorded, left))
     }
 
     /// Whether a hive that beats runs a worker for this model, or is about to: its first heartbeat is to be expected.

@@ -13,7 +13,6 @@ use worker_contract::WorkerHeartbeat;
 
 use crate::config::Config;
 use crate::fleet::{self, Audience};
-use crate::metrics::BeatMetrics;
 use crate::reach::CallBack;
 use crate::{State, changes, subscriptions};
 
@@ -29,21 +28,11 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
     let workers = watch(state.workers.subscribe(), {
         let state = Arc::clone(state);
         move |seen| match seen {
-            Some(event) => {
-                count(&state.metrics.worker_beats, event.kind);
-                offer(&state, event);
-            }
+            Some(event) => offer(&state, event),
             None => state.gateway.offer_all(),
         }
     });
-    let hives = watch(state.hives.subscribe(), {
-        let state = Arc::clone(state);
-        move |seen| {
-            if let Some(event) = seen {
-                count(&state.metrics.hive_beats, event.kind);
-            }
-        }
-    });
+    let hives = watch(state.hives.subscribe(), |_| {});
     let call_workers = CallBack::new(Arc::clone(&state.workers), Arc::clone(&state.metrics));
     let call_hives = CallBack::new(Arc::clone(&state.hives), Arc::clone(&state.metrics));
     vec![
@@ -60,15 +49,6 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
 /// The pause between two sweeps.
 pub(crate) fn sweep_pause(config: &Config) -> Duration {
     (config.heartbeat_ttl / 10).clamp(MIN_SWEEP_INTERVAL, MAX_SWEEP_INTERVAL)
-}
-
-/// Counts who leaves one by one. A sweep may let more go at once than there are events kept, so it counts by itself.
-fn count(metrics: &BeatMetrics, kind: EventKind) {
-    if let EventKind::Left { reason } = kind
-        && reason != LeaveReason::Lost
-    {
-        metrics.left(reason, 1);
-    }
 }
 
 /// Follows a registry's events, writes the changes to the log, and passes on each event; `None` stands for those missed.
@@ -95,18 +75,18 @@ async fn watch<T: HeartbeatItem>(
     }
 }
 
-/// A worker that takes work may have become free: whatever it was, the line looks again.
+/// A worker that takes work may have become free by another thing than its beat: whatever it was, the line looks again.
 fn offer(state: &State, event: &RegistryEvent<WorkerHeartbeat>) {
-    let is_news = !matches!(event.kind, EventKind::Left { .. });
-    if is_news && event.report.item.is_available() {
-        state.gateway.offer(&event.report.item.worker.model_id);
+    let is_there = !matches!(event.kind, EventKind::Left { .. }) && event.report.item.is_available();
+    if is_there && let Some(line) = state.gateway.line(&event.report.item.worker.model_id) {
+        line.offer();
     }
 }
 
 fn log<T: HeartbeatItem>(event: &RegistryEvent<T>) {
     let (kind, id) = (T::KIND, event.member.id());
     match event.kind {
-        EventKind::Beat | EventKind::Updated => {}
+        EventKind::Updated => {}
         EventKind::Joined => tracing::info!(kind, %id, address = %event.report.address, "joined"),
         EventKind::Restarted => tracing::info!(kind, %id, address = %event.report.address, "restarted"),
         EventKind::StateChanged { from, to } => {
@@ -136,8 +116,8 @@ async fn sweep(state: Arc<State>) {
         ticks.tick().await;
         let now = Instant::now();
         // The silence of one kind speaks against the queen's view of the other, too.
-        let workers = state.workers.cleanup_stale(now, state.hives.preservation().is_some());
-        let hives = state.hives.cleanup_stale(now, state.workers.preservation().is_some());
+        let workers = state.workers.cleanup_stale(now, state.hives.holds_back(now));
+        let hives = state.hives.cleanup_stale(now, state.workers.holds_back(now));
         let metrics = &state.metrics;
         metrics.worker_beats.left(LeaveReason::Lost, workers.removed.len());
         metrics.hive_beats.left(LeaveReason::Lost, hives.removed.len());

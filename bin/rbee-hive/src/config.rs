@@ -9,7 +9,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
-use heartbeat_client::QueenUrl;
+use heartbeat_client::{MAX_QUEENS, QueenUrl};
 use shared_contract::HiveId;
 
 /// Program that serves one model; beside the hive's own, or on `PATH`.
@@ -135,8 +135,8 @@ impl TryFrom<Args> for Config {
                 Err(why) => mistakes.push(format!("--queen-url {url}: {why}")),
             }
         }
-        if queen_urls.len() > crate::queens::LIMIT {
-            mistakes.push(format!("--queen-url: at most {} queens", crate::queens::LIMIT));
+        if queen_urls.len() > MAX_QUEENS {
+            mistakes.push(format!("--queen-url: at most {MAX_QUEENS} queens"));
         }
         if let Some(host) = &args.advertise_host
             && !is_host(host)

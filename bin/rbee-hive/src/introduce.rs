@@ -47,14 +47,13 @@ async fn tell_of_queens(app: &App, http: &reqwest::Client, base_url: &str, id: &
     let mut told: BTreeMap<QueenUrl, u64> = BTreeMap::new();
     let mut pause = FIRST_PAUSE;
     loop {
-        let due: Vec<(QueenUrl, u64)> = roll
-            .borrow_and_update()
-            .iter()
-            .filter(|(url, pulls)| told.get(url).copied().unwrap_or_default() < *pulls)
-            .cloned()
-            .collect();
+        let now = roll.borrow_and_update().clone();
+        told.retain(|known, _| now.iter().any(|(url, _)| url == known));
+        let due = now
+            .into_iter()
+            .filter(|(url, pull)| told.get(url).copied().unwrap_or_default() < *pull);
         let mut is_unheard = false;
-        for (url, pulls) in due {
+        for (url, pull) in due.collect::<Vec<_>>() {
             match tell(app, http, base_url, &url).await {
                 Told::Heard => tracing::debug!(worker_id = %id, queen = %url, "worker told of a queen"),
                 Told::Refused(why) => {
@@ -66,7 +65,7 @@ async fn tell_of_queens(app: &App, http: &reqwest::Client, base_url: &str, id: &
                     continue;
                 }
             }
-            told.insert(url, pulls);
+            told.insert(url, pull);
         }
         if is_unheard {
             sleep(pause).await;

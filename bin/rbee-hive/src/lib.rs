@@ -4,8 +4,8 @@
 //! workers.
 //! Must not know: which worker serves a request, how a model computes, what a queen does with what it hears.
 //!
-//! Two journeys. A heartbeat: something changes `core.rs`, which has news; `queens.rs` beats at once; `heartbeat.rs` builds
-//! what this queen does not know yet. A job: `http/jobs.rs` takes it, `operations.rs` checks and does it, `jobs.rs` keeps
+//! Two journeys. A heartbeat: something changes `core.rs`, which has news; `heartbeat-client` beats at once to each queen;
+//! `heartbeat.rs` builds what this one does not know yet. A job: `http/jobs.rs` takes it, `operations.rs` checks and does it, `jobs.rs` keeps
 //! its events; a new worker's life is followed by `workers.rs`.
 
 mod changes;
@@ -20,7 +20,6 @@ mod jobs;
 mod mdns;
 mod metrics;
 mod operations;
-mod queens;
 mod workers;
 
 use std::fmt::Display;
@@ -30,10 +29,12 @@ use std::time::Duration;
 
 use daemon::{ServeOptions, Shutdown};
 use device_monitor::{Host, Monitor};
-use heartbeat_client::Token;
+use heartbeat_client::{Queens, Token};
+use lan_discovery::Key;
 use model_store::{ModelStore, StoreError};
 use shared_contract::OperationalStatus;
 use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use worker_supervisor::Supervisor;
 
@@ -45,7 +46,6 @@ use crate::core::{Core, Parts};
 use crate::heartbeat::QueenSource;
 use crate::identity::StateDir;
 use crate::jobs::Jobs;
-use crate::queens::Queens;
 use crate::workers::Launcher;
 
 /// Pause between two looks at what nobody tells: devices and the host's health.
@@ -106,7 +106,7 @@ pub enum RunError {
         /// Which queen.
         url: QueenUrl,
         /// Why not.
-        reason: String,
+        reason: heartbeat_client::Error,
     },
 }
 
@@ -117,6 +117,8 @@ pub(crate) struct App {
     pub(crate) queens: Queens,
     pub(crate) launcher: Launcher,
     pub(crate) jobs: Jobs,
+    /// What the hive's proofs are made with; not there before it is derived from the token.
+    pub(crate) fleet_key: OnceCell<Key>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -137,10 +139,9 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
 
     app.core.set_status(OperationalStatus::Ready);
     for url in &app.config.queen_urls {
-        let source = Arc::new(QueenSource::new(Arc::clone(&app.core)));
-        app.queens.add(url.clone(), source).map_err(|error| RunError::Queen {
+        app.queens.add(url.clone(), true).map_err(|reason| RunError::Queen {
             url: url.clone(),
-            reason: error.to_string(),
+            reason,
         })?;
     }
     tracing::info!(hive_id = %app.core.identity.id, port, queens = app.config.queen_urls.len(), "hive is ready");
@@ -153,7 +154,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     tokio::join!(
         daemon::serve::serve(listener, router, &shutdown, options),
         wind_down(&app, &shutdown),
-        mdns::announce(&app, port)
+        mdns::be_found(&app)
     );
     tracing::info!("hive has ended");
     Ok(())
@@ -181,9 +182,9 @@ async fn prepare(
     // It panics with us, or not at all.
     let monitor = monitor.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     let token = config.token.as_ref().map(|token| Token::new(token.expose()));
-    let queens = Queens::new(http.clone(), token, identity.incarnation);
+    let incarnation = identity.incarnation;
     let supervisor = Supervisor::new(worker_supervisor::Options::new(config.state_dir.join("logs")));
-    let core = Core::new(Parts {
+    let core = Arc::new(Core::new(Parts {
         identity,
         port,
         advertise_host: config.advertise_host.clone(),
@@ -191,13 +192,18 @@ async fn prepare(
         store,
         supervisor,
         engines,
-    });
+    }));
     core.refresh_models().await?;
+    let queens = Queens::new(http.clone(), token, incarnation, {
+        let core = Arc::clone(&core);
+        move || Arc::new(QueenSource::new(Arc::clone(&core))) as _
+    });
     Ok(App {
-        core: Arc::new(core),
+        core,
         queens,
         launcher,
         jobs: Jobs::default(),
+        fleet_key: OnceCell::new(),
         shutdown,
         config,
     })

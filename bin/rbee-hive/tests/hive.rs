@@ -225,6 +225,41 @@ async fn a_queen_that_asks_for_the_capabilities_gets_heartbeats() {
 }
 
 #[tokio::test]
+async fn a_queen_who_pulls_by_another_address_than_that_of_the_settings_has_one_sender() {
+    let mut queen = queen().await;
+    let named = queen.url.replace("127.0.0.1", "localhost");
+    let bed = start_with(|config| config.queen_urls = vec![named.parse().unwrap()]).await;
+    let (by_name, by_address) = (&named["http://".len()..], &queen.url.clone()["http://".len()..]);
+    let path = format!("/v1/capabilities?queen_url={}", queen.url);
+
+    let mut heard = vec![queen.next_by().await];
+    bed.metric("rbee_hive_queens_answering 1.0").await;
+    bed.get(&path).await;
+    // The other way is tried once; then the queen shall call back where the beats will come from.
+    heard.extend([queen.next_by().await, queen.next_by().await]);
+    bed.metric("rbee_hive_queens 1.0").await;
+    bed.get(&path).await;
+    heard.push(queen.next_by().await);
+
+    let ways: Vec<&str> = heard.iter().map(|(way, _)| way.as_str()).collect();
+    assert_eq!(ways, [by_name, by_address, by_name, by_name]);
+    // A queen drops, or takes for those of another process, only beats that are not newer than the last.
+    let orders: Vec<_> = heard
+        .iter()
+        .map(|(_, beat)| (beat.hive.incarnation, beat.seq))
+        .collect();
+    assert!(orders.windows(2).all(|pair| pair[0] < pair[1]), "{orders:?}");
+    bed.end().await;
+    loop {
+        let (way, beat) = queen.next_by().await;
+        assert_eq!(way, by_name);
+        if beat.hive.operational_status == OperationalStatus::Stopped {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_queen_that_finds_the_hive_is_passed_on_to_the_workers_that_run_already_and_to_each_new_process() {
     let mut bed = start_with(|config| {
         config.queen_urls = vec!["http://127.0.0.1:1".parse().unwrap()];

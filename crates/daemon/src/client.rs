@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use reqwest::redirect::Policy;
+
 /// Limit for setting up a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -15,6 +17,9 @@ pub fn new() -> Result<reqwest::Client, reqwest::Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         // Daemons reach each other directly; a proxy for the world must not see their token.
         .no_proxy()
+        // No daemon sends another one elsewhere: what does is another server, and would get the token for a third one. Its
+        // answer is a refusal to whoever asked.
+        .redirect(Policy::none())
         // Shorter than a server keeps an idle connection, so that none is used just as it closes.
         .pool_idle_timeout(Duration::from_secs(15))
         .tcp_nodelay(true)

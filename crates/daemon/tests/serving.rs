@@ -1,8 +1,11 @@
 //! A served router, as its clients see it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{StatusCode, header};
 use axum::routing::{get, post};
 use daemon::serve::serve;
 use daemon::{ServeOptions, Shutdown};
@@ -70,6 +73,20 @@ async fn a_request_id_of_the_client_is_kept() {
 }
 
 #[tokio::test]
+async fn the_client_goes_where_it_is_told_to_go_by_its_caller_and_not_by_an_answer() {
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_asked);
+    let elsewhere = get(async move || asked.store(true, Ordering::SeqCst));
+    let elsewhere = start(Router::new().route("/", elsewhere), ServeOptions::default()).await;
+    let location = format!("{}/", elsewhere.url);
+    let moved = get(async move || (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]));
+    let server = start(Router::new().route("/", moved), ServeOptions::default()).await;
+    let request = daemon::client::new().unwrap().get(&server.url).bearer_auth("a-secret");
+    assert_eq!(request.send().await.unwrap().status(), 307);
+    assert!(!is_asked.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
 async fn a_running_request_ends_before_the_server_does() {
     let (started, has_started) = oneshot::channel();
     let (finish, finished) = oneshot::channel::<()>();
@@ -80,7 +97,7 @@ async fn a_running_request_ends_before_the_server_does() {
         finished.await.unwrap();
         "whole"
     };
-    let handler = std::sync::Arc::new(handler);
+    let handler = Arc::new(handler);
     let route = get(move || async move { handler().await });
     let server = start(Router::new().route("/", route), ServeOptions::default()).await;
     let url = server.url.clone();

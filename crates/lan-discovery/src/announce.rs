@@ -140,12 +140,27 @@ fn addresses(bound: SocketAddr) -> Result<BTreeSet<IpAddr>, Error> {
 /// Whether others may reach `ip` of a host where a socket is bound to `all`, the unspecified address.
 fn is_reachable(ip: IpAddr, all: IpAddr) -> bool {
     let is_served = ip.is_ipv4() || all.is_ipv6();
-    is_served && !ip.is_loopback() && !ip.is_unspecified() && !is_link_local(ip)
+    is_served && is_one_hosts(ip)
 }
 
-/// Whether an address means something on one link only; in IPv6 it cannot be dialled without naming the interface.
-pub(crate) fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+/// Whether an address is that of one host, the same for all who are on its network. Of the others, loopback leads whoever
+/// dials it to himself, and link-local IPv6 cannot be dialled without naming the interface.
+pub(crate) fn is_one_hosts(ip: IpAddr) -> bool {
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !is_link_local && !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast()
+}
+
+/// The proofs that a hive shows to whoever asks it, without a word of multicast DNS: those that its announcement would
+/// carry, one for each of its addresses.
+///
+/// # Errors
+/// If this host's addresses cannot be read.
+pub fn proofs(key: &Key, id: &str, bound: SocketAddr) -> Result<Vec<String>, Error> {
+    let addresses = addresses(bound)?;
+    Ok(addresses.iter().map(|ip| key.prove(id, *ip, bound.port())).collect())
 }
 
 fn describe(offer: &Offer, addresses: &BTreeSet<IpAddr>) -> Result<ServiceInfo, Error> {
@@ -204,9 +219,27 @@ mod tests {
         let reachable = |ip: &str, all| is_reachable(ip.parse().unwrap(), all);
         assert!(reachable("192.168.1.5", v4) && reachable("192.168.1.5", v6));
         assert!(reachable("fd00::5", v6) && !reachable("fd00::5", v4));
-        for ip in ["127.0.0.1", "::1", "fe80::1"] {
+        for ip in [
+            "127.0.0.1",
+            "::1",
+            "fe80::1",
+            "169.254.7.7",
+            "::",
+            "224.0.0.251",
+            "ff02::fb",
+        ] {
             assert!(!reachable(ip, v6), "{ip}");
         }
+    }
+
+    #[test]
+    fn a_hive_shows_a_proof_for_the_address_that_it_listens_on() {
+        let key = Key::with_rounds("fleet-token", 2);
+        let bound: SocketAddr = "127.0.0.1:7835".parse().unwrap();
+        let shown = proofs(&key, "gpu-box", bound).unwrap();
+        assert!(key.proves(&shown, "gpu-box", bound));
+        assert!(!key.proves(&shown, "gpu-box", "127.0.0.2:7835".parse().unwrap()));
+        assert!(!key.proves(&[], "gpu-box", bound));
     }
 
     #[test]

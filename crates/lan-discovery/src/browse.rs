@@ -1,11 +1,11 @@
 //! The looking side: hears which hives come and go.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mdns_sd::{DaemonEvent, Receiver, ResolvedService, ServiceDaemon, ServiceEvent};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::announce::is_link_local;
+use crate::announce::is_one_hosts;
 use crate::{Error, HIVE, Key, MAX_ADDRESSES, SERVICE, TXT_ID, TXT_INCARNATION, TXT_PROOF, TXT_ROLE, TXT_VERSION};
 
 /// What is heard of the network.
@@ -43,15 +43,12 @@ impl Announcement {
 
     /// Those of the addresses that somebody who knows the fleet's token has announced.
     pub fn proven(&self, key: &Key) -> Vec<SocketAddr> {
-        let is_proven = |address: &&SocketAddr| {
-            let fits = |proof: &String| key.accepts(proof, &self.id, address.ip(), address.port());
-            self.proofs.iter().any(fits)
-        };
+        let is_proven = |address: &&SocketAddr| key.proves(&self.proofs, &self.id, **address);
         self.addresses.iter().filter(is_proven).copied().collect()
     }
 
-    /// `None` for what is no hive.
-    fn read(service: &ResolvedService) -> Option<Self> {
+    /// `None` for what is no hive at an address that is believed.
+    fn read(service: &ResolvedService, believes: fn(IpAddr) -> bool) -> Option<Self> {
         if service.get_property_val_str(TXT_ROLE) != Some(HIVE) {
             return None;
         }
@@ -59,8 +56,9 @@ impl Announcement {
         let mut addresses: Vec<_> = service
             .get_addresses()
             .iter()
-            .map(|ip| SocketAddr::new(ip.to_ip_addr(), service.get_port()))
-            .filter(|address| !is_link_local(address.ip()))
+            .map(|ip| ip.to_ip_addr().to_canonical())
+            .filter(|ip| believes(*ip))
+            .map(|ip| SocketAddr::new(ip, service.get_port()))
             .collect();
         addresses.sort_unstable();
         addresses.truncate(MAX_ADDRESSES);
@@ -84,6 +82,8 @@ impl Announcement {
 pub struct Browser {
     daemon: ServiceDaemon,
     events: Receiver<ServiceEvent>,
+    /// Which addresses are taken from an announcement.
+    believes: fn(IpAddr) -> bool,
     _problems: AbortOnDropHandle<()>,
 }
 
@@ -93,15 +93,17 @@ impl Browser {
     /// # Errors
     /// If multicast DNS cannot be used at all. What goes wrong later is logged.
     pub fn start() -> Result<Self, Error> {
-        Self::with(ServiceDaemon::new().map_err(Error::Start)?)
+        // Anybody can announce anything, this host itself and everybody at once included.
+        Self::with(ServiceDaemon::new().map_err(Error::Start)?, is_one_hosts)
     }
 
-    pub(crate) fn with(daemon: ServiceDaemon) -> Result<Self, Error> {
+    pub(crate) fn with(daemon: ServiceDaemon, believes: fn(IpAddr) -> bool) -> Result<Self, Error> {
         let problems = daemon.monitor().map_err(Error::Start)?;
         let events = daemon.browse(SERVICE).map_err(Error::Browse)?;
         Ok(Self {
             daemon,
             events,
+            believes,
             _problems: AbortOnDropHandle::new(tokio::spawn(tell_problems(problems))),
         })
     }
@@ -113,7 +115,7 @@ impl Browser {
     pub async fn next(&mut self) -> Result<Sighting, Error> {
         loop {
             match self.events.recv_async().await {
-                Ok(ServiceEvent::ServiceResolved(service)) => match Announcement::read(&service) {
+                Ok(ServiceEvent::ServiceResolved(service)) => match Announcement::read(&service, self.believes) {
                     Some(announcement) => return Ok(Sighting::Found(announcement)),
                     None => tracing::debug!(name = service.get_fullname(), "an announcement of something else"),
                 },

@@ -5,13 +5,14 @@
 //! Must not know: what is said to a daemon once it is found, who is a member of a fleet, or any setting.
 //!
 //! Anybody on the network can announce anything, and the token is sent to whoever is asked. So where a fleet has a token,
-//! an announcement carries a [proof](Key) for each of its addresses, and only an address whose proof fits is asked.
+//! an announcement carries a [proof](Key) for each of its addresses, and only an address whose proof fits is asked. A hive
+//! that is found in another way shows the same [`proofs`].
 
 mod announce;
 mod browse;
 mod proof;
 
-pub use announce::{Announcer, Offer};
+pub use announce::{Announcer, Offer, proofs};
 pub use browse::{Announcement, Browser, Sighting};
 pub use proof::Key;
 

@@ -1,10 +1,12 @@
-//! Proof that whoever announces an address knows the fleet's token.
+//! Proof that whoever is at an address knows the fleet's token.
 
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+
+use crate::MAX_ADDRESSES;
 
 /// Rounds of the key's derivation. Proofs are heard by everybody on the network, who may try tokens on them: each try is
 /// to cost as much as with a stored password (OWASP's figure for PBKDF2 with SHA-256).
@@ -32,6 +34,15 @@ impl Key {
         Self(pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(token.as_bytes(), SALT, rounds))
     }
 
+    /// Whether one of these proofs is one for the hive `id` at the address. It must be the address that was dialled: a proof
+    /// can be overheard, but not shown from another place.
+    pub fn proves(&self, proofs: &[String], id: &str, address: SocketAddr) -> bool {
+        // An IPv4 address may come in the clothes of an IPv6 one.
+        let ip = address.ip().to_canonical();
+        let mut believed = proofs.iter().take(MAX_ADDRESSES);
+        believed.any(|proof| self.accepts(proof, id, ip, address.port()))
+    }
+
     /// The proof that the hive `id` is at this address, in hexadecimal digits.
     pub(crate) fn prove(&self, id: &str, ip: IpAddr, port: u16) -> String {
         let tag = self.tag(id, ip, port).finalize().into_bytes();
@@ -43,7 +54,7 @@ impl Key {
     }
 
     /// Whether `proof` is one for this hive at this address.
-    pub(crate) fn accepts(&self, proof: &str, id: &str, ip: IpAddr, port: u16) -> bool {
+    fn accepts(&self, proof: &str, id: &str, ip: IpAddr, port: u16) -> bool {
         decode(proof).is_some_and(|bytes| self.tag(id, ip, port).verify_truncated_left(&bytes).is_ok())
     }
 

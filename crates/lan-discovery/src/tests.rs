@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mdns_sd::{IfKind, ServiceDaemon};
 
+use crate::announce::is_one_hosts;
 use crate::{Announcement, Announcer, Browser, Key, Offer, Sighting};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
@@ -35,6 +36,11 @@ fn daemon(port: u16) -> ServiceDaemon {
     daemon
 }
 
+/// All that these tests announce is on loopback.
+fn believing(port: u16) -> Browser {
+    Browser::with(daemon(port), |_| true).unwrap()
+}
+
 fn offer(key: Option<Key>) -> Offer {
     Offer {
         id: "gpu-box".to_owned(),
@@ -62,14 +68,14 @@ async fn found(browser: &mut Browser) -> Announcement {
 #[tokio::test]
 async fn a_hive_is_found_whoever_comes_first_and_is_gone_once_it_withdraws() {
     let Some(port) = multicast_port() else { return };
-    let mut early = Browser::with(daemon(port)).unwrap();
+    let mut early = believing(port);
     let mut announcer = Announcer::with(daemon(port), offer(None)).unwrap();
     let heard = found(&mut early).await;
     assert_eq!((heard.id.as_str(), heard.version.as_str()), ("gpu-box", "1.2.3"));
     assert_eq!(heard.incarnation, 7);
     assert_eq!(heard.claimed(), [offer(None).bound]);
 
-    let mut late = Browser::with(daemon(port)).unwrap();
+    let mut late = believing(port);
     assert_eq!(found(&mut late).await, heard);
 
     announcer.withdraw().await;
@@ -84,7 +90,7 @@ async fn a_hive_is_found_whoever_comes_first_and_is_gone_once_it_withdraws() {
 #[tokio::test]
 async fn a_hive_that_starts_again_without_a_goodbye_is_heard_again() {
     let Some(port) = multicast_port() else { return };
-    let mut browser = Browser::with(daemon(port)).unwrap();
+    let mut browser = believing(port);
     let first = Announcer::with(daemon(port), offer(None)).unwrap();
     assert_eq!(found(&mut browser).await.incarnation, 7);
     // Without a goodbye, as if it had been killed.
@@ -113,13 +119,24 @@ async fn only_an_announcement_of_somebody_who_knows_the_token_is_proven() {
     let Some(port) = multicast_port() else { return };
     let key = |token| Key::with_rounds(token, 2);
     let _announcer = Announcer::with(daemon(port), offer(Some(key("fleet-token")))).unwrap();
-    let mut browser = Browser::with(daemon(port)).unwrap();
+    let mut browser = believing(port);
     let heard = found(&mut browser).await;
     assert_eq!(heard.proven(&key("fleet-token")), heard.claimed());
     assert_eq!(heard.proven(&key("other-token")), []);
 
     let Some(port) = multicast_port() else { return };
     let _announcer = Announcer::with(daemon(port), offer(None)).unwrap();
-    let mut browser = Browser::with(daemon(port)).unwrap();
+    let mut browser = believing(port);
     assert_eq!(found(&mut browser).await.proven(&key("fleet-token")), []);
+}
+
+#[tokio::test]
+async fn an_announcement_that_leads_whoever_believes_it_to_himself_is_not_heard() {
+    let Some(port) = multicast_port() else { return };
+    let mut cautious = Browser::with(daemon(port), is_one_hosts).unwrap();
+    let mut announcer = Announcer::with(daemon(port), offer(None)).unwrap();
+    found(&mut believing(port)).await;
+    // Its withdrawal is the first that is heard of it.
+    announcer.withdraw().await;
+    assert!(matches!(next(&mut cautious).await, Sighting::Gone { .. }));
 }

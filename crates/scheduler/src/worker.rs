@@ -10,8 +10,9 @@
 
 /// Up to this many candidates are all looked at; among more, a few are drawn by chance.
 const LOOK_AT_ALL: usize = 16;
-/// Candidates drawn among many. Two would do for the balance; the others make it unlikely that none can take it.
-const DRAWS: usize = 4;
+/// Candidates drawn among many: the power of two choices (Mitzenmacher 2001). Each is a cold cache line or two in a large
+/// fleet; where neither can take it, one after the other is looked at.
+const DRAWS: usize = 2;
 
 /// What is known of a worker at the moment of the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

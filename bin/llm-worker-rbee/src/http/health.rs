@@ -1,18 +1,16 @@
 //! `GET /health` and `GET /metrics`: for everybody, always.
 
-use std::sync::Arc;
-
 use axum::extract::State as FromState;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use daemon::{ApiError, Json};
+use heartbeat_client::Queens;
 use serde::{Deserialize, Serialize};
 use shared_contract::{ModelId, WorkerId};
 use worker_contract::WorkerStatus;
 
 use super::Shared;
 use crate::heartbeat;
-use crate::queens::Queens;
 use crate::state::{Phase, State};
 
 /// Content type of Prometheus' text format.
@@ -42,7 +40,7 @@ pub struct Health {
     pub queen_problem: Option<String>,
 }
 
-pub(super) async fn health(FromState(state): Shared, FromState(queens): FromState<Arc<Queens>>) -> Json<Health> {
+pub(super) async fn health(FromState(state): Shared, FromState(queens): FromState<Queens>) -> Json<Health> {
     Json(of(&state, queens.problem()))
 }
 

@@ -17,11 +17,11 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use daemon::{ApiError, Guard, Json, Secret, auth};
+use heartbeat_client::Queens;
 use openai_api::InvalidRequest;
 use serde::Serialize;
 use shared_contract::ErrorKind;
 
-use crate::queens::Queens;
 use crate::state::{Phase, Served, State};
 
 pub use health::Health;
@@ -40,7 +40,7 @@ type Shared = FromState<Arc<State>>;
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) state: Arc<State>,
-    pub(crate) queens: Arc<Queens>,
+    pub(crate) queens: Queens,
 }
 
 impl FromRef<App> for Arc<State> {
@@ -49,9 +49,9 @@ impl FromRef<App> for Arc<State> {
     }
 }
 
-impl FromRef<App> for Arc<Queens> {
+impl FromRef<App> for Queens {
     fn from_ref(app: &App) -> Self {
-        Self::clone(&app.queens)
+        app.queens.clone()
     }
 }
 

@@ -1,7 +1,8 @@
 //! A worker from its start to its end.
 
 use axum::Router;
-use axum::extract::State as FromState;
+use axum::http::HeaderMap;
+use axum::http::header::HOST;
 use axum::routing::post;
 use daemon::Json;
 use serde_json::{Value, json};
@@ -22,7 +23,8 @@ fn chat(stream: bool) -> Value {
 /// A queen that acknowledges and passes on what she hears.
 pub(super) struct Queen {
     pub(super) url: String,
-    beats: mpsc::Receiver<WorkerHeartbeat>,
+    /// With the host and port that each was sent to.
+    beats: mpsc::Receiver<(String, WorkerHeartbeat)>,
 }
 
 impl Queen {
@@ -33,33 +35,39 @@ impl Queen {
     /// One that drops each beat for this reason.
     pub(super) async fn who_drops(dropped: Option<DropReason>) -> Self {
         let (sender, beats) = mpsc::channel(100);
-        let hear = move |FromState(sender): FromState<mpsc::Sender<WorkerHeartbeat>>, Json(beat)| async move {
-            sender.send(beat).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hear = move |headers: HeaderMap, Json(beat)| async move {
+            let way = headers[HOST].to_str().unwrap().to_owned();
+            sender.send((way, beat)).await.unwrap();
             Json(HeartbeatAck {
                 status: "ok".into(),
                 message: "welcome".into(),
                 interval_ms: 60_000,
                 ttl_ms: 600_000,
                 want_full: false,
-                queen_id: None,
+                queen_id: Some(format!("queen-{}", address.port()).parse().unwrap()),
                 dropped,
+                known_incarnation: None,
             })
         };
-        let router = Router::new()
-            .route("/v1/worker-heartbeat", post(hear))
-            .with_state(sender);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/v1/worker-heartbeat", post(hear));
+        let url = format!("http://{address}");
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, beats }
     }
 
     pub(super) async fn hears(&mut self, status: WorkerStatus) -> WorkerHeartbeat {
+        self.hears_by(status).await.1
+    }
+
+    /// With the host and port that it was sent to.
+    pub(super) async fn hears_by(&mut self, status: WorkerStatus) -> (String, WorkerHeartbeat) {
         let wait = async {
             loop {
-                let beat = self.beats.recv().await.unwrap();
-                if beat.worker.status == status {
-                    return beat;
+                let heard = self.beats.recv().await.unwrap();
+                if heard.1.worker.status == status {
+                    return heard;
                 }
             }
         };

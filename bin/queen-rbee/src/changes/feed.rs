@@ -1,14 +1,13 @@
 //! Feeds the hub: follows the registries' events, and gathers beats and telemetry once a second.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
-use heartbeat_registry::{EventKind, MemberView, RegistryEvent};
+use heartbeat_registry::{MemberView, Registry, RegistryEvent};
 use hive_contract::HiveHeartbeat;
-use shared_contract::{HeartbeatItem, HiveId, WorkerId, timing};
+use shared_contract::{HeartbeatItem, timing};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use worker_contract::WorkerHeartbeat;
@@ -26,8 +25,6 @@ pub(crate) fn follow(state: Arc<State>) -> impl Future<Output = ()> {
     let hives = state.hives.subscribe();
     let feed = Feed {
         state,
-        beating_workers: HashSet::new(),
-        beating_hives: HashSet::new(),
         gathered: Instant::now(),
     };
     feed.run(workers, hives)
@@ -35,8 +32,7 @@ pub(crate) fn follow(state: Arc<State>) -> impl Future<Output = ()> {
 
 /// Tells readers at once if the queen has begun or ceased to doubt her own view.
 pub(crate) fn note_own_view(state: &State) {
-    let is_degraded = state.workers.preservation().is_some() || state.hives.preservation().is_some();
-    if state.changes.note_degraded(is_degraded) {
+    if state.changes.note_degraded(state.is_view_degraded()) {
         state.changes.push("queen", &queen_beat(state, Instant::now()));
     }
 }
@@ -46,19 +42,16 @@ pub(crate) fn queen_beat(state: &State, now: Instant) -> QueenBeat {
     let count = |gauge: i64| u64::try_from(gauge).unwrap_or(0);
     QueenBeat {
         queen: state.queen(now),
-        workers: Counts::of(&state.workers.list_all(now)),
-        hives: Counts::of(&state.hives.list_all(now)),
+        workers: Counts::of(&state.workers, now),
+        hives: Counts::of(&state.hives, now),
         inflight_requests: count(state.metrics.inflight.get()),
         waiting_requests: count(state.metrics.waiting.get()),
     }
 }
 
-/// Who is told of with the next pulse: each member once, whatever it sent.
 struct Feed {
     state: Arc<State>,
-    beating_workers: HashSet<WorkerId>,
-    beating_hives: HashSet<HiveId>,
-    /// Up to when telemetry has been told.
+    /// Up to when beats and telemetry have been told.
     gathered: Instant,
 }
 
@@ -105,52 +98,41 @@ impl Feed {
     }
 
     fn worker(&mut self, event: &RegistryEvent<WorkerHeartbeat>) {
-        if event.kind == EventKind::Beat {
-            if self.state.changes.has_readers() {
-                self.beating_workers.insert(event.member.id().clone());
-            }
-            return;
-        }
         let now = Instant::now();
         // The member as it was told of, not as it may have become since.
         let view = event.member.view_of(Arc::clone(&event.report), now);
-        let data = worker_event(&self.state, event.kind, &view, now);
+        let data = worker_event(&self.state, Happening::new(event.kind, &view, now), &view, now);
         self.state.changes.push(WorkerHeartbeat::KIND, &data);
     }
 
     fn hive(&mut self, event: &RegistryEvent<HiveHeartbeat>) {
-        if event.kind == EventKind::Beat {
-            if self.state.changes.has_readers() {
-                self.beating_hives.insert(event.member.id().clone());
-            }
-            return;
-        }
         let now = Instant::now();
         let view = event.member.view_of(Arc::clone(&event.report), now);
-        self.state
-            .changes
-            .push(HiveHeartbeat::KIND, &hive_event(event.kind, &view, now));
+        self.state.changes.push(
+            HiveHeartbeat::KIND,
+            &hive_event(Happening::new(event.kind, &view, now), &view, now),
+        );
     }
 
     /// Tells who beat since the last pulse, as they are now, and what was told of the hosts.
     fn pulse(&mut self) -> bool {
+        self.state.changes.forget_snapshot();
         let now = Instant::now();
         let told_after = std::mem::replace(&mut self.gathered, now);
-        let (workers, hives) = (
-            std::mem::take(&mut self.beating_workers),
-            std::mem::take(&mut self.beating_hives),
-        );
         if !self.state.changes.has_readers() {
             return true;
         }
         let mut frames: Vec<Bytes> = Vec::new();
-        for view in workers.iter().filter_map(|id| self.state.workers.view(id, now)) {
-            let data = worker_event(&self.state, EventKind::Beat, &view, now);
+        for view in beaten_since(&self.state.workers, told_after, now) {
+            let data = worker_event(&self.state, Happening::beat(), &view, now);
             frames.push(frame(WorkerHeartbeat::KIND, None, &data));
         }
-        for view in hives.iter().filter_map(|id| self.state.hives.view(id, now)) {
-            let data = hive_event(EventKind::Beat, &view, now);
-            frames.push(frame(HiveHeartbeat::KIND, None, &data));
+        for view in beaten_since(&self.state.hives, told_after, now) {
+            frames.push(frame(
+                HiveHeartbeat::KIND,
+                None,
+                &hive_event(Happening::beat(), &view, now),
+            ));
         }
         for told in self.state.telemetry.told_between(told_after, now) {
             frames.push(frame("telemetry", None, &told.event));
@@ -170,14 +152,25 @@ impl Feed {
     }
 }
 
+/// The members whose newest beat came after a moment, each once, whatever it sent since.
+fn beaten_since<T: HeartbeatItem>(members: &Registry<T>, moment: Instant, now: Instant) -> Vec<MemberView<T>> {
+    let mut beaten = Vec::new();
+    members.for_each(|member| {
+        let report = member.report();
+        if report.last_seen > moment {
+            beaten.push(member.view_of(report, now));
+        }
+    });
+    beaten
+}
+
 fn ticks(pause: Duration) -> Interval {
     let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-fn worker_event(state: &State, kind: EventKind, view: &MemberView<WorkerHeartbeat>, now: Instant) -> WorkerEvent {
-    let happening = Happening::new(kind, view, now);
+fn worker_event(state: &State, happening: Happening, view: &MemberView<WorkerHeartbeat>, now: Instant) -> WorkerEvent {
     WorkerEvent {
         change: happening.change,
         timestamp: Utc::now(),
@@ -188,8 +181,7 @@ fn worker_event(state: &State, kind: EventKind, view: &MemberView<WorkerHeartbea
     }
 }
 
-fn hive_event(kind: EventKind, view: &MemberView<HiveHeartbeat>, now: Instant) -> HiveEvent {
-    let happening = Happening::new(kind, view, now);
+fn hive_event(happening: Happening, view: &MemberView<HiveHeartbeat>, now: Instant) -> HiveEvent {
     HiveEvent {
         change: happening.change,
         timestamp: Utc::now(),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use serde::Serialize;
 use shared_contract::QueenId;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub(crate) use feed::{follow, note_own_view, queen_beat};
 pub(crate) use frame::frame;
@@ -27,6 +27,8 @@ use ring::Ring;
 pub(crate) const MAX_CHANGES: usize = 4_096;
 /// Bytes that the kept changes may take: hives may have much to tell.
 const MAX_CHANGE_BYTES: usize = 16 << 20;
+/// Readers at one time.
+pub(crate) const MAX_READERS: usize = 256;
 
 /// The changes of the fleet and the newest pulse. All methods take `&self`.
 #[derive(Debug)]
@@ -36,6 +38,9 @@ pub(crate) struct Changes {
     newest: watch::Sender<u64>,
     pulse: watch::Sender<Arc<Pulse>>,
     queen_beat: watch::Sender<Bytes>,
+    /// The newest snapshot with its place, until another pulse is gathered: that tells of the beats since this one only.
+    snapshot: Mutex<Option<(u64, Bytes)>>,
+    readers: Arc<Semaphore>,
     /// What readers were told last of whether the queen doubts her own view.
     is_degraded: Mutex<bool>,
 }
@@ -55,6 +60,7 @@ pub(crate) struct Listener {
     newest: watch::Receiver<u64>,
     pulse: watch::Receiver<Arc<Pulse>>,
     queen_beat: watch::Receiver<Bytes>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// What woke a reader.
@@ -77,22 +83,44 @@ impl Changes {
             newest: watch::Sender::new(0),
             pulse: watch::Sender::default(),
             queen_beat: watch::Sender::default(),
+            snapshot: Mutex::default(),
+            readers: Arc::new(Semaphore::new(MAX_READERS)),
             is_degraded: Mutex::new(false),
         }
     }
 
-    /// Tells of what happens from now on.
-    pub(crate) fn listen(&self) -> Listener {
-        Listener {
+    /// Tells of what happens from now on; `None` if [`MAX_READERS`] are told already.
+    pub(crate) fn listen(&self) -> Option<Listener> {
+        let place = Arc::clone(&self.readers).try_acquire_owned().ok()?;
+        Some(Listener {
             newest: self.newest.subscribe(),
             pulse: self.pulse.subscribe(),
             queen_beat: self.queen_beat.subscribe(),
-        }
+            _place: place,
+        })
     }
 
     /// Whether anybody listens: what is told to nobody need not be rendered.
     fn has_readers(&self) -> bool {
         self.pulse.receiver_count() > 0
+    }
+
+    /// A snapshot with its place. `render` makes it of the place, unless another reader has just got the same one.
+    ///
+    /// Only one is rendered at a time: those who come meanwhile will share it.
+    pub(crate) fn snapshot(&self, render: impl FnOnce(u64) -> Bytes) -> (u64, Bytes) {
+        let mut kept = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        // The place first: what happens meanwhile is told again as a change, rather than not at all.
+        let place = self.newest();
+        match &*kept {
+            Some(kept) if kept.0 == place => kept.clone(),
+            _ => kept.insert((place, render(place))).clone(),
+        }
+    }
+
+    /// Another pulse is gathered.
+    fn forget_snapshot(&self) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The number of the newest change.
@@ -217,7 +245,7 @@ mod tests {
     async fn a_listener_is_woken_by_what_came_since_and_only_the_newest_pulse_is_kept() {
         let changes = changes();
         changes.push("worker", &1);
-        let mut listener = changes.listen();
+        let mut listener = changes.listen().unwrap();
         changes.publish_pulse(vec![Bytes::from_static(b"old")]);
         changes.publish_pulse(vec![Bytes::from_static(b"new")]);
         let News::Pulse(pulse) = listener.news().await else {

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use hive_contract::CapabilitiesReply;
 use http::StatusCode;
+use lan_discovery::Key;
 use reqwest::Response;
 use serde::Deserialize;
 use shared_contract::{ErrorBody, HiveId};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
-use super::own_url::OwnUrl;
+use super::own_url::{self, OwnUrl};
 
 /// Hives that are asked at one moment; the others wait their turn.
 const MAX_AT_ONCE: usize = 64;
+/// Addresses of one host that are tried.
+const MAX_ADDRESSES: usize = 8;
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// Longest part of a hive's own words that is kept, in characters.
@@ -49,6 +52,12 @@ pub(super) enum AskError {
     Refused { status: u16, message: String },
     #[error("answered, but not as a hive does: {0}")]
     NoHive(String),
+    #[error(
+        "calls itself the hive {hive} and does not prove at {address} that it knows this queen's token, which so was not \
+         sent: start both with the same --token; name the hive with --hive if its host has another address of its own, as \
+         behind NAT"
+    )]
+    Unproven { hive: HiveId, address: SocketAddr },
     #[error("is the hive {found}, and not {expected}")]
     OtherHive { found: HiveId, expected: HiveId },
 }
@@ -68,6 +77,8 @@ impl AskError {
 pub(super) struct Questioner {
     http: reqwest::Client,
     token: Option<daemon::Secret>,
+    /// Derived from the token once somebody must prove that he knows it.
+    key: OnceCell<Key>,
     own: OwnUrl,
     limit: Duration,
     turns: Semaphore,
@@ -78,32 +89,65 @@ impl Questioner {
         Self {
             http,
             token,
+            key: OnceCell::new(),
             own,
             limit,
             turns: Semaphore::new(MAX_AT_ONCE),
         }
     }
 
-    /// Asks the hive at this URL, within the limit. `None`: it answered, and does not say who it is.
+    /// Checks who knows the fleet's token; `None` where there is none.
+    pub(super) async fn key(&self) -> Option<&Key> {
+        let token = self.token.as_ref()?;
+        Some(self.key.get_or_init(|| Key::derive(token.expose())).await)
+    }
+
+    /// Asks the hive at this URL, which gets to see the token. `None`: it answered, and does not say who it is.
     pub(super) async fn ask(&self, hive: &str) -> Result<Option<HiveId>, AskError> {
+        self.limited(self.ask_now(hive)).await
+    }
+
+    /// Asks at a URL that may be anybody's, if there is a hive by what it shows to everybody. Where there is a token, it must
+    /// show, too, that it knows it, at the very address that is asked then.
+    pub(super) async fn ask_stranger(&self, place: &str) -> Result<Option<HiveId>, AskError> {
+        let Some(key) = self.key().await else {
+            self.limited(self.look_at(place)).await?;
+            return self.ask(place).await;
+        };
+        let addresses = self.limited(own_url::resolve(place)).await?;
+        let mut why = own_url::no_address();
+        for address in addresses.into_iter().take(MAX_ADDRESSES) {
+            let url = own_url::url(address);
+            match self.limited(self.look_at(&url)).await {
+                Ok(Health { hive_id, proofs }) if key.proves(&proofs, hive_id.as_str(), address) => {
+                    return self.ask(&url).await;
+                }
+                Ok(Health { hive_id: hive, .. }) => why = AskError::Unproven { hive, address },
+                // Says less than a hive at another of its addresses.
+                Err(_) if matches!(why, AskError::Unproven { .. }) => {}
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// Awaits a turn, and then an answer within the limit.
+    async fn limited<T>(&self, answer: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
         let _turn = self.turns.acquire().await;
-        let answer = tokio::time::timeout(self.limit, self.ask_now(hive)).await;
+        let answer = tokio::time::timeout(self.limit, answer).await;
         answer.unwrap_or(Err(AskError::Silent(self.limit)))
     }
 
-    /// Whether there is a hive at this URL, by what it shows to everybody: the token is not sent.
-    pub(super) async fn recognise(&self, hive: &str) -> Result<HiveId, AskError> {
-        let _turn = self.turns.acquire().await;
-        let answer = tokio::time::timeout(self.limit, self.look_at(hive)).await;
-        answer.unwrap_or(Err(AskError::Silent(self.limit)))
-    }
-
-    async fn look_at(&self, hive: &str) -> Result<HiveId, AskError> {
-        let request = self.http.get(format!("{hive}/health"));
-        let body = read(request.send().await.map_err(unreachable)?).await?;
-        serde_json::from_slice::<Health>(&body)
-            .map(|health| health.hive_id)
-            .map_err(|error| AskError::NoHive(error.to_string()))
+    /// What a hive at this URL shows to everybody. The token is not sent.
+    async fn look_at(&self, hive: &str) -> Result<Health, AskError> {
+        let response = self.http.get(format!("{hive}/health")).send().await;
+        let response = response.map_err(unreachable)?;
+        let status = response.status();
+        let body = read(response).await?;
+        if status != StatusCode::OK {
+            return Err(refusal(status, &body));
+        }
+        serde_json::from_slice(&body).map_err(|error| AskError::NoHive(error.to_string()))
     }
 
     async fn ask_now(&self, hive: &str) -> Result<Option<HiveId>, AskError> {
@@ -133,6 +177,9 @@ impl Questioner {
 #[derive(Debug, Deserialize)]
 struct Health {
     hive_id: HiveId,
+    /// That it knows the fleet's token; none if it has no token, or is older than that.
+    #[serde(default)]
+    proofs: Vec<String>,
 }
 
 async fn read(mut response: Response) -> Result<Vec<u8>, AskError> {
@@ -190,16 +237,65 @@ mod tests {
         assert_eq!(question.authorization.as_deref(), Some("Bearer fleet-token"));
     }
 
+    /// Paths that a hive was asked for, each with whether the token was sent.
+    fn asked(hive: &mut FakeHive) -> Vec<(String, bool)> {
+        let questions = std::iter::from_fn(|| hive.has_been_asked_for());
+        questions
+            .map(|question| (question.path, question.authorization.is_some()))
+            .collect()
+    }
+
+    fn looks(count: usize) -> Vec<(String, bool)> {
+        vec![("/health".to_owned(), false); count]
+    }
+
     #[tokio::test]
-    async fn a_hive_is_recognised_without_the_token_and_another_server_is_none() {
-        let mut hive = FakeHive::start(Answer::Hive("gpu-box")).await;
-        let found = questioner(Some("fleet-token")).recognise(&hive.url).await;
-        assert_eq!(found, Ok(HiveId::new("gpu-box").unwrap()));
-        let look = hive.asked().await;
-        assert_eq!((look.path.as_str(), look.authorization), ("/health", None));
-        let other = FakeHive::start(Answer::Body(200, r#"{"status": "ok"}"#)).await;
-        let error = questioner(Some("fleet-token")).recognise(&other.url).await.unwrap_err();
-        assert!(error.is_absence(), "{error}");
+    async fn a_stranger_that_proves_that_it_knows_the_token_gets_it() {
+        let mut hive = FakeHive::proving("gpu-box", "fleet-token").await;
+        let answer = questioner(Some("fleet-token")).ask_stranger(&hive.url).await;
+        assert_eq!(answer, Ok(Some(HiveId::new("gpu-box").unwrap())));
+        let asked = asked(&mut hive);
+        assert_eq!(asked, [looks(1), vec![("/v1/capabilities".to_owned(), true)]].concat());
+    }
+
+    #[tokio::test]
+    async fn a_stranger_gets_no_token_by_a_name_another_token_or_an_overheard_proof() {
+        let overheard = FakeHive::proving("gpu-box", "fleet-token").await.proofs;
+        let strangers = [
+            FakeHive::start(Answer::Hive("gpu-box")).await,
+            FakeHive::proving("gpu-box", "other-token").await,
+            FakeHive::showing("gpu-box", overheard).await,
+        ];
+        let questioner = questioner(Some("fleet-token"));
+        for mut stranger in strangers {
+            let error = questioner.ask_stranger(&stranger.url).await.unwrap_err();
+            assert!(matches!(error, AskError::Unproven { .. }), "{error}");
+            assert!(error.to_string().contains("--hive if"), "{error}");
+            assert_eq!(asked(&mut stranger), looks(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_hive_is_not_asked_and_a_redirection_leads_nowhere() {
+        let mut hive = FakeHive::proving("gpu-box", "fleet-token").await;
+        for token in [None, Some("fleet-token")] {
+            let mut other = FakeHive::start(Answer::Body(200, r#"{"status": "ok"}"#)).await;
+            let error = questioner(token).ask_stranger(&other.url).await.unwrap_err();
+            assert!(error.is_absence(), "{error}");
+            assert_eq!(asked(&mut other), looks(1));
+            let mut elsewhere = FakeHive::redirecting(&hive.url).await;
+            let error = questioner(token).ask_stranger(&elsewhere.url).await.unwrap_err();
+            assert!(error.is_absence(), "{error}");
+            assert_eq!(asked(&mut elsewhere), looks(1));
+        }
+        assert_eq!(asked(&mut hive), []);
+    }
+
+    #[tokio::test]
+    async fn without_a_token_there_is_nothing_to_prove() {
+        let hive = FakeHive::start(Answer::Hive("gpu-box")).await;
+        let answer = questioner(None).ask_stranger(&hive.url).await;
+        assert_eq!(answer, Ok(Some(HiveId::new("gpu-box").unwrap())));
     }
 
     #[tokio::test]

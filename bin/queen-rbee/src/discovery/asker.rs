@@ -1,9 +1,10 @@
 //! When a hive is asked, and what is told of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shared_contract::HiveId;
+use tokio::time::Instant;
 
 use super::ask::{AskError, Questioner};
 
@@ -43,7 +44,7 @@ pub(super) enum Origin {
 }
 
 /// A hive, or a place where one may be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     /// Where; several are tried in turn.
     pub(super) urls: Vec<String>,
@@ -52,11 +53,29 @@ pub(super) struct Target {
     pub(super) origin: Origin,
 }
 
+/// When a hive was last asked. Outlives the asker, so that the next one does not ask too soon.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LastAsked(Arc<Mutex<Option<Instant>>>);
+
+impl LastAsked {
+    /// It is asked now.
+    pub(super) fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// What is left of a pause that began with the question.
+    pub(super) fn left_of(&self, pause: Duration) -> Duration {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()))
+    }
+}
+
 /// Asks one hive again and again, while it is not there.
 pub(super) struct Asker<F> {
     pub(super) questioner: Arc<Questioner>,
     pub(super) target: Target,
     pub(super) timing: Timing,
+    pub(super) asked: LastAsked,
     /// Whether a hive beats, and nothing speaks against it that another beat would clear.
     pub(super) beats: F,
 }
@@ -67,6 +86,7 @@ impl<F: Fn(&HiveId) -> bool> Asker<F> {
         tokio::time::sleep(delay).await;
         let mut course = Course::default();
         loop {
+            self.asked.note();
             let news = course.outcome(self.ask().await);
             self.tell(news);
             // The first time, too, for a hive that is a member: it may be that it was, and has only just started again.
@@ -105,11 +125,12 @@ impl<F: Fn(&HiveId) -> bool> Asker<F> {
     }
 
     async fn ask_at(&self, url: &str) -> Result<Option<HiveId>, AskError> {
-        if self.target.origin == Origin::Ssh {
-            // Most of these hosts are nobody's hive, and whatever else listens there must not get the fleet's token.
-            self.questioner.recognise(url).await?;
+        match self.target.origin {
+            // The operator named it, or its announcement proved that it knows the token.
+            Origin::Settings | Origin::Network => self.questioner.ask(url).await,
+            // Most of these hosts are nobody's hive, and anybody there can say that he is one.
+            Origin::Ssh => self.questioner.ask_stranger(url).await,
         }
-        self.questioner.ask(url).await
     }
 
     fn tell(&self, news: Option<News>) {
@@ -128,6 +149,8 @@ impl<F: Fn(&HiveId) -> bool> Asker<F> {
             Some(News::Failed(error)) if is_expected(self.target.origin, &error) => {
                 tracing::debug!(at, %error, "a hive was asked in vain");
             }
+            // Most likely no hive of this fleet.
+            Some(News::Failed(error @ AskError::Unproven { .. })) => tracing::info!(at, %error, "a hive was not asked"),
             Some(News::Failed(error)) => tracing::warn!(at, hive_id, %error, "a hive was asked in vain"),
         }
     }
@@ -160,7 +183,7 @@ enum News {
 struct Course {
     last: Option<Result<(), AskError>>,
     told_no_beat: bool,
-    /// Whether a hive has ever answered there.
+    /// Whether there has ever been a hive, be it one that refused.
     was_found: bool,
     /// Failures since the last answer.
     failures: u32,
@@ -188,6 +211,7 @@ impl Course {
                 (!std::mem::replace(&mut self.told_no_beat, true)).then_some(News::NoBeat)
             }
             Err(error) => {
+                self.was_found |= !error.is_absence();
                 self.failures = self.failures.saturating_add(1);
                 (!is_same).then_some(News::Failed(error))
             }
@@ -244,6 +268,7 @@ mod tests {
             questioner: Arc::new(questioner(None)),
             target,
             timing: AT_ONCE,
+            asked: LastAsked::default(),
             beats: move |hive: &HiveId| {
                 // What nobody waits for is not kept.
                 let _ = look.try_send(hive.clone());
@@ -265,7 +290,7 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(within(bench.looks.recv()).await.unwrap().as_str(), "gpu-box");
         }
-        assert!(!hive.has_been_asked(), "a hive that is there is not asked");
+        assert!(hive.has_been_asked_for().is_none(), "a hive that is there is not asked");
 
         bench.is_online.store(false, Ordering::SeqCst);
         within(hive.asked()).await;
@@ -275,7 +300,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_question_comes_five_seconds_after_the_start() {
         let mut hive = FakeHive::start(Answer::Never).await;
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let _bench = start(target(&hive.url), Timing::default().first);
         hive.asked().await;
         assert!(began.elapsed() >= Duration::from_secs(5), "{:?}", began.elapsed());
@@ -354,8 +379,22 @@ mod tests {
             assert_eq!(course.pause(Origin::Settings, &timing), timing.again);
         }
         assert_eq!(pauses, [30, 60, 120, 240, 300, 300]);
-        course.outcome(Ok(()));
-        course.outcome(Err(AskError::Silent(timing.limit)));
-        assert_eq!(course.pause(Origin::Ssh, &timing), timing.again);
+        for found in [Ok(()), Err(AskError::WrongToken)] {
+            let mut course = Course::default();
+            course.outcome(found);
+            course.outcome(Err(AskError::Silent(timing.limit)));
+            assert_eq!(course.pause(Origin::Ssh, &timing), timing.again);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_pause_is_counted_from_the_question() {
+        let (asked, pause) = (LastAsked::default(), Duration::from_secs(30));
+        assert_eq!(asked.left_of(pause), Duration::ZERO, "it was never asked");
+        asked.note();
+        tokio::time::advance(Duration::from_secs(12)).await;
+        assert_eq!(asked.left_of(pause), Duration::from_secs(18));
+        tokio::time::advance(pause).await;
+        assert_eq!(asked.left_of(pause), Duration::ZERO);
     }
 }

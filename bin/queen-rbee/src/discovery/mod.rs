@@ -26,7 +26,7 @@ pub use self::ssh::SshError;
 
 use crate::State;
 use crate::discovery::ask::Questioner;
-use crate::discovery::asker::{Asker, Origin, Target, Timing};
+use crate::discovery::asker::{Asker, LastAsked, Origin, Target, Timing};
 use crate::discovery::own_url::OwnUrl;
 
 /// What all askers share.
@@ -38,20 +38,24 @@ struct Discovery {
 }
 
 impl Discovery {
-    /// The future that asks this hive whenever it is not there, beginning no earlier than the first question is due.
-    fn asker(&self, target: Target) -> impl Future<Output = ()> + Send + 'static {
+    /// The future that asks this hive whenever it is not there, beginning no earlier than the first question is due, and the
+    /// next one after `asked`.
+    fn asker(&self, target: Target, asked: LastAsked) -> impl Future<Output = ()> + Send + 'static {
         let state = Arc::clone(&self.state);
+        let first = self.timing.first.saturating_sub(self.started.elapsed());
+        let delay = first.max(asked.left_of(self.timing.again));
         let asker = Asker {
             questioner: Arc::clone(&self.questioner),
             target,
             timing: self.timing,
+            asked,
             // One that cannot be reached at its own address beats all the same.
             beats: move |hive: &_| {
                 let liveness = state.hives.get(hive).map(|member| member.liveness(Instant::now()));
                 matches!(liveness, Some(Liveness::Online | Liveness::Unreachable))
             },
         };
-        asker.run(self.timing.first.saturating_sub(self.started.elapsed()))
+        asker.run(delay)
     }
 }
 
@@ -87,7 +91,7 @@ pub(crate) fn start(state: &Arc<State>, bound: SocketAddr) -> Result<Vec<AbortOn
         timing,
         started: Instant::now(),
     });
-    let spawn = |target| AbortOnDropHandle::new(tokio::spawn(discovery.asker(target)));
+    let spawn = |target| AbortOnDropHandle::new(tokio::spawn(discovery.asker(target, LastAsked::default())));
     let mut tasks: Vec<_> = targets.into_iter().map(spawn).collect();
     if config.mdns {
         tasks.push(AbortOnDropHandle::new(tokio::spawn(network::follow(Arc::clone(

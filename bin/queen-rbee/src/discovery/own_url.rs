@@ -27,13 +27,8 @@ impl OwnUrl {
         if let Some(fixed) = self.fixed() {
             return Ok(fixed);
         }
-        let uri: Uri = hive.parse().map_err(|_| AskError::NoHost("it is no URL".to_owned()))?;
-        // Brackets belong to a URL, not to an address.
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = uri.port_u16().unwrap_or(80);
-        let found = tokio::net::lookup_host((host, port)).await;
-        let mut why = AskError::NoHost("it has no address".to_owned());
-        for address in found.map_err(|error| AskError::NoHost(error.to_string()))? {
+        let mut why = no_address();
+        for address in resolve(hive).await? {
             match self.from(address.ip(), || route(address)) {
                 Ok(url) => return Ok(url),
                 Err(error) => why = error,
@@ -68,7 +63,23 @@ impl OwnUrl {
     }
 }
 
-fn url(address: SocketAddr) -> String {
+/// The addresses behind a URL.
+pub(super) async fn resolve(url: &str) -> Result<Vec<SocketAddr>, AskError> {
+    let uri: Uri = url.parse().map_err(|_| AskError::NoHost("it is no URL".to_owned()))?;
+    // Brackets belong to a URL, not to an address.
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(80);
+    let found = tokio::net::lookup_host((host, port)).await;
+    Ok(found.map_err(|error| AskError::NoHost(error.to_string()))?.collect())
+}
+
+/// What is wrong with a name that stands for nothing.
+pub(super) fn no_address() -> AskError {
+    AskError::NoHost("it has no address".to_owned())
+}
+
+/// The URL of a daemon at an address.
+pub(super) fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 

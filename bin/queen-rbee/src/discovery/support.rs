@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use lan_discovery::Key;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -55,23 +56,68 @@ pub(super) struct Question {
 
 pub(super) struct FakeHive {
     pub(super) url: String,
+    /// What it shows in its `/health`.
+    pub(super) proofs: Vec<String>,
     questions: mpsc::Receiver<Question>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl FakeHive {
     pub(super) async fn start(answer: Answer) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let reply = match answer {
+            Answer::Hive(id) => return Self::showing(id, Vec::new()).await,
+            Answer::Body(status, body) => Some(Reply::new(status, body)),
+            Answer::Never => None,
+        };
+        Self::serve(listen().await, Vec::new(), reply)
+    }
+
+    /// A hive that knows this token.
+    pub(super) async fn proving(id: &str, token: &str) -> Self {
+        let listener = listen().await;
+        let key = Key::derive(token).await;
+        let proofs = lan_discovery::proofs(&key, id, listener.local_addr().unwrap()).unwrap();
+        Self::hive(listener, id, proofs)
+    }
+
+    /// A hive, or somebody who says so, with these proofs.
+    pub(super) async fn showing(id: &str, proofs: Vec<String>) -> Self {
+        Self::hive(listen().await, id, proofs)
+    }
+
+    /// Somebody who sends whoever asks him to another place.
+    pub(super) async fn redirecting(to: &str) -> Self {
+        let moved = Reply {
+            location: Some(format!("{to}/health")),
+            ..Reply::new(307, "")
+        };
+        Self::serve(listen().await, Vec::new(), Some(moved))
+    }
+
+    fn hive(listener: TcpListener, id: &str, proofs: Vec<String>) -> Self {
+        let shown = serde_json::json!({"hive_id": id, "proofs": proofs, "devices": [], "models": [], "engines": []});
+        let reply = Reply::new(200, &shown.to_string());
+        Self::serve(listener, proofs, Some(reply))
+    }
+
+    fn serve(listener: TcpListener, proofs: Vec<String>, reply: Option<Reply>) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (send, questions) = mpsc::channel(1024);
         let router = Router::new().fallback(move |request: Request| {
             // One that no test reads is dropped, so that the hive answers for ever.
             let _ = send.try_send(read(&request));
-            respond(answer)
+            let reply = reply.clone();
+            async move {
+                match reply {
+                    Some(reply) => reply.into_response(),
+                    None => std::future::pending().await,
+                }
+            }
         });
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             url,
+            proofs,
             questions,
             _task: AbortOnDropHandle::new(task),
         }
@@ -81,8 +127,39 @@ impl FakeHive {
         self.questions.recv().await.unwrap()
     }
 
-    pub(super) fn has_been_asked(&mut self) -> bool {
-        !self.questions.is_empty()
+    /// What it has been asked for, if anything.
+    pub(super) fn has_been_asked_for(&mut self) -> Option<Question> {
+        self.questions.try_recv().ok()
+    }
+}
+
+async fn listen() -> TcpListener {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
+}
+
+#[derive(Clone)]
+struct Reply {
+    status: u16,
+    location: Option<String>,
+    body: String,
+}
+
+impl Reply {
+    fn new(status: u16, body: &str) -> Self {
+        Self {
+            status,
+            location: None,
+            body: body.to_owned(),
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let response = Response::builder().status(self.status);
+        let response = match self.location {
+            Some(location) => response.header("location", location),
+            None => response,
+        };
+        response.body(Body::from(self.body)).unwrap()
     }
 }
 
@@ -95,16 +172,4 @@ fn read(request: &Request) -> Question {
         queen_url: queen_url.map(|(_, url)| url).unwrap_or_default(),
         authorization: authorization.map(|value| value.to_str().unwrap().to_owned()),
     }
-}
-
-async fn respond(answer: Answer) -> Response {
-    let (status, body) = match answer {
-        Answer::Hive(id) => (
-            200,
-            format!(r#"{{"hive_id": "{id}", "devices": [], "models": [], "engines": []}}"#),
-        ),
-        Answer::Body(status, body) => (status, body.to_owned()),
-        Answer::Never => std::future::pending().await,
-    };
-    Response::builder().status(status).body(Body::from(body)).unwrap()
 }

@@ -17,17 +17,25 @@ pub(crate) struct Happening {
 }
 
 impl Happening {
-    /// `view` is the member as the event has it.
-    pub(crate) fn new<T: HeartbeatItem>(kind: EventKind, view: &MemberView<T>, now: Instant) -> Self {
-        let plain = |change| Self {
+    /// A beat that says nothing new.
+    pub(crate) fn beat() -> Self {
+        Self::plain(Change::Beat)
+    }
+
+    fn plain(change: Change) -> Self {
+        Self {
             change,
             from: None,
             to: None,
             reason: None,
-        };
+        }
+    }
+
+    /// `view` is the member as the event has it.
+    pub(crate) fn new<T: HeartbeatItem>(kind: EventKind, view: &MemberView<T>, now: Instant) -> Self {
+        let plain = Self::plain;
         match kind {
             EventKind::Joined => plain(Change::Joined),
-            EventKind::Beat => plain(Change::Beat),
             EventKind::Updated => plain(Change::Updated),
             EventKind::Restarted => plain(Change::Restarted),
             EventKind::StateChanged { from, to } => Self {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use heartbeat_registry::{Contender, Departed, Liveness, MemberView, Pace, Preservation};
+use heartbeat_registry::{Contender, Departed, Liveness, MemberView, Pace, Preservation, Registry};
 use hive_contract::{HiveHeartbeat, ProcessStats};
 use shared_contract::{HeartbeatItem, QueenId};
 use worker_contract::WorkerHeartbeat;
@@ -122,24 +122,25 @@ impl ConflictView {
 }
 
 impl Counts {
-    pub(crate) fn of<T: HeartbeatItem>(views: &[MemberView<T>]) -> Self {
-        let mut counts = Self {
-            total: views.len(),
-            ..Self::default()
-        };
-        for view in views {
-            match view.liveness {
-                Liveness::Online => {
-                    counts.online += 1;
-                    counts.ready += usize::from(view.item().is_available());
-                }
-                Liveness::Suspect => counts.suspect += 1,
-                Liveness::Unreachable => counts.unreachable += 1,
-                Liveness::Lost => counts.lost += 1,
-            }
-            counts.contended += usize::from(view.contender.is_some());
-        }
+    /// Counts the members of one kind, without a list of them.
+    pub(crate) fn of<T: HeartbeatItem>(members: &Registry<T>, now: Instant) -> Self {
+        let mut counts = Self::default();
+        members.for_each(|member| counts.add(&member.view(now)));
         counts
+    }
+
+    fn add<T: HeartbeatItem>(&mut self, view: &MemberView<T>) {
+        self.total += 1;
+        match view.liveness {
+            Liveness::Online => {
+                self.online += 1;
+                self.ready += usize::from(view.item().is_available());
+            }
+            Liveness::Suspect => self.suspect += 1,
+            Liveness::Unreachable => self.unreachable += 1,
+            Liveness::Lost => self.lost += 1,
+        }
+        self.contended += usize::from(view.contender.is_some());
     }
 }
 

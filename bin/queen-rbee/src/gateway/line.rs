@@ -24,7 +24,7 @@ use crate::registry::{Worker, WorkerRegistry};
 const MAX_REASONS: usize = 3;
 
 /// One model's line.
-pub(super) struct Line {
+pub(crate) struct Line {
     pub(super) model: ModelId,
     pub(super) max_waiting: usize,
     pub(super) counters: Counters,
@@ -115,7 +115,7 @@ impl Line {
     }
 
     /// Hands what is free to those that wait.
-    pub(super) fn offer(self: &Arc<Self>) {
+    pub(crate) fn offer(self: &Arc<Self>) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let mut from = 0;
@@ -176,6 +176,7 @@ impl Line {
         let worker = Arc::clone(lease.member());
         Ticket {
             report: worker.report(),
+            claimed: Instant::now(),
             worker,
             lease: Some(lease),
             line: Arc::clone(self),
@@ -219,6 +220,8 @@ pub(super) struct Ticket {
     lease: Option<Lease<WorkerHeartbeat>>,
     worker: Worker,
     report: Arc<Report<WorkerHeartbeat>>,
+    /// When it was claimed: no answer to the request is older.
+    claimed: Instant,
     line: Arc<Line>,
 }
 
@@ -238,20 +241,23 @@ impl Ticket {
         self.report.beats
     }
 
-    /// It answered: whatever spoke against it is refuted.
+    /// It answered: whatever spoke against it before is refuted.
     pub(super) fn confirm(&self) {
         let report = self.worker.report();
         if report.suspicion.is_some() || matches!(report.reach, Reach::Unreachable(_)) {
-            self.line.workers.refute(self.worker.id(), Instant::now());
+            let about = self.report.about(self.claimed);
+            self.line.workers.mark_reached(self.worker.id(), &about, Instant::now());
         }
     }
 
-    /// It failed: others are chosen first until it is heard of again, if the failure speaks against its being alive.
+    /// It failed: others are chosen first until it is heard of again, if the failure speaks against its being alive. A process
+    /// that has taken its place meanwhile is not to blame.
     pub(super) fn blame(&self, failure: &Failure) {
         if failure.is_evidence() {
+            let about = self.report.about(self.claimed);
             self.line
                 .workers
-                .mark_suspect(self.worker.id(), failure.to_string(), Instant::now());
+                .mark_suspect(self.worker.id(), &about, failure.to_string(), Instant::now());
         }
     }
 
@@ -308,12 +314,12 @@ mod tests {
 
     const SLOTS: u32 = 3;
 
-    fn line() -> Arc<Line> {
-        let workers = Arc::new(WorkerRegistry::new(RegistryOptions::default()));
+    fn beat(workers: &WorkerRegistry, incarnation: u64) {
         let beat = daemon::extract::from_slice(
             format!(
                 r#"{{"worker": {{"id": "w", "model_id": "m", "device": "cpu", "port": 1, "status": "ready",
-                     "implementation": "x", "version": "0", "slots": {SLOTS}}}, "timestamp": "2025-10-24T10:00:00Z"}}"#
+                     "implementation": "x", "version": "0", "slots": {SLOTS}, "incarnation": {incarnation}}},
+                     "timestamp": "2025-10-24T10:00:00Z"}}"#
             )
             .as_bytes(),
         )
@@ -325,6 +331,11 @@ mod tests {
             pace: Pace::default(),
         };
         workers.record(beat, receipt).unwrap();
+    }
+
+    fn line() -> Arc<Line> {
+        let workers = Arc::new(WorkerRegistry::new(RegistryOptions::default()));
+        beat(&workers, 1);
         let model = ModelId::new("m").unwrap();
         Arc::new(Line::new(model, 1_000, workers, Arc::new(Metrics::new())))
     }
@@ -397,6 +408,39 @@ mod tests {
         // Only one asks; the others wait for what comes of it.
         let others = tokio::time::timeout(Duration::from_millis(1), second.granted());
         assert!(others.await.is_err());
+    }
+
+    fn claimed(line: &Arc<Line>) -> Ticket {
+        match line.enter(&mut None, &Tried::default(), |_| true) {
+            Entry::Claimed(ticket) => ticket,
+            _ => panic!("there are free slots"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_did_is_not_laid_to_the_one_that_took_its_place() {
+        let line = line();
+        let of_earlier = claimed(&line);
+        beat(&line.workers, 2);
+        let is_suspect = || of_earlier.worker().report().suspicion.is_some();
+        of_earlier.blame(&Failure::Broke("on purpose".into()));
+        assert!(!is_suspect());
+        claimed(&line).blame(&Failure::Broke("on purpose".into()));
+        assert!(is_suspect());
+        of_earlier.confirm();
+        assert!(is_suspect(), "an answer of another process says nothing for this one");
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_to_what_was_asked_since_clears_a_suspicion() {
+        let line = line();
+        let (early, failed) = (claimed(&line), claimed(&line));
+        let is_suspect = || early.worker().report().suspicion.is_some();
+        failed.blame(&Failure::Broke("on purpose".into()));
+        early.confirm();
+        assert!(is_suspect(), "it may have answered before it broke");
+        claimed(&line).confirm();
+        assert!(!is_suspect());
     }
 
     #[tokio::test]

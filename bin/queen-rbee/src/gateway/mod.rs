@@ -24,7 +24,8 @@ use crate::config::Config;
 use crate::metrics::{Metrics, UNKNOWN_MODEL};
 use crate::registry::{HiveRegistry, WorkerRegistry};
 
-use line::{Entry, Line, Ticket};
+pub(crate) use line::Line;
+use line::{Entry, Ticket};
 use lines::Lines;
 use relay::Flight;
 use tried::Tried;
@@ -121,11 +122,9 @@ impl Gateway {
         }
     }
 
-    /// Offers what has become free to the requests that wait for this model.
-    pub(crate) fn offer(&self, model: &ModelId) {
-        if let Some(line) = self.lines.find(model.as_str()) {
-            line.offer();
-        }
+    /// The line of a model, if it was ever asked for: to be offered what has become free.
+    pub(crate) fn line(&self, model: &ModelId) -> Option<Arc<Line>> {
+        self.lines.find(model.as_str())
     }
 
     /// Offers what has become free to all requests that wait.

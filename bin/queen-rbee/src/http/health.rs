@@ -20,13 +20,27 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// The older format that the same text can be read as.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Whether she takes requests. A queen without workers does, too: she has an answer to them.
 #[derive(Serialize)]
-pub(super) struct Health {
+pub(super) struct Readiness {
     /// `ready` or `draining`.
     status: &'static str,
-    alive: bool,
-    /// Takes requests. A queen without workers does, too: she has an answer to them.
     ready: bool,
+}
+
+impl Readiness {
+    fn of(state: &State) -> Self {
+        let ready = !state.shutdown.is_requested();
+        let status = if ready { "ready" } else { "draining" };
+        Self { status, ready }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Health {
+    #[serde(flatten)]
+    readiness: Readiness,
+    alive: bool,
     queen_id: QueenId,
     version: &'static str,
     workers: Counts,
@@ -40,13 +54,13 @@ pub(super) async fn health(Shared(state): Shared<Arc<State>>) -> Json<Health> {
 }
 
 pub(super) async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
-    let health = look(&state);
-    let status = if health.ready {
+    let readiness = Readiness::of(&state);
+    let status = if readiness.ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(health)).into_response()
+    (status, Json(readiness)).into_response()
 }
 
 pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
@@ -68,15 +82,13 @@ pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMa
 
 fn look(state: &State) -> Health {
     let now = Instant::now();
-    let ready = !state.shutdown.is_requested();
     Health {
-        status: if ready { "ready" } else { "draining" },
+        readiness: Readiness::of(state),
         alive: true,
-        ready,
         queen_id: state.id.clone(),
         version: env!("CARGO_PKG_VERSION"),
-        workers: Counts::of(&state.workers.list_all(now)),
-        hives: Counts::of(&state.hives.list_all(now)),
-        degraded_view: state.queen(now).degraded_view,
+        workers: Counts::of(&state.workers, now),
+        hives: Counts::of(&state.hives, now),
+        degraded_view: state.is_view_degraded(),
     }
 }

@@ -7,9 +7,9 @@ use std::time::Instant;
 use axum::extract::{ConnectInfo, State as Shared};
 use chrono::Utc;
 use daemon::{ApiError, Json};
-use heartbeat_registry::{Error, Outcome, Receipt, Recorded};
+use heartbeat_registry::{Error, LeaveReason, Outcome, Receipt, Recorded};
 use hive_contract::HiveHeartbeat;
-use shared_contract::{HeartbeatAck, OperationalStatus};
+use shared_contract::{HeartbeatAck, HeartbeatItem, OperationalStatus};
 use worker_contract::{WorkerHeartbeat, WorkerStatus};
 
 use crate::State;
@@ -24,8 +24,17 @@ pub(super) async fn worker(
     let receipt = receipt(&state, peer);
     let recorded = body.and_then(|Json(beat)| {
         check_worker(&beat)?;
+        // A worker that takes work may have become free: those that wait for one look again.
+        let line = beat
+            .is_available()
+            .then(|| state.gateway.line(&beat.worker.model_id))
+            .flatten();
         let recorded = state.workers.record(beat, receipt);
-        recorded.map_err(|error| no_host(&error, "worker.host"))
+        let recorded = recorded.map_err(|error| no_host(&error, "worker.host"))?;
+        if let Some(line) = line {
+            line.offer();
+        }
+        Ok(recorded)
     });
     acknowledge(&state, &state.metrics.worker_beats, &receipt, recorded)
 }
@@ -39,7 +48,9 @@ pub(super) async fn hive(
     let recorded = body.and_then(|Json(beat)| {
         check_hive(&beat)?;
         let recorded = state.hives.record_with_exits(beat, &state.workers, receipt);
-        recorded.map_err(|error| no_host(&error, "hive.hostname"))
+        let (recorded, ended) = recorded.map_err(|error| no_host(&error, "hive.hostname"))?;
+        state.metrics.worker_beats.left(LeaveReason::Ended, ended);
+        Ok(recorded)
     });
     acknowledge(&state, &state.metrics.hive_beats, &receipt, recorded)
 }
@@ -66,7 +77,11 @@ fn acknowledge(
         Outcome::New => ("welcome".to_owned(), None),
         Outcome::Updated => ("recorded".to_owned(), None),
         Outcome::Restarted => ("welcome back".to_owned(), None),
-        Outcome::Goodbye => ("goodbye".to_owned(), None),
+        Outcome::Goodbye => {
+            // That of somebody who is no member lets nobody leave.
+            metrics.left(LeaveReason::Goodbye, recorded.gap.is_some().into());
+            ("goodbye".to_owned(), None)
+        }
         Outcome::Dropped(reason) => (format!("dropped: {reason}"), Some(reason)),
     };
     Ok(Json(HeartbeatAck {
@@ -77,6 +92,7 @@ fn acknowledge(
         want_full: recorded.want_full,
         queen_id: Some(state.id.clone()),
         dropped,
+        known_incarnation: recorded.known_incarnation,
     }))
 }
 

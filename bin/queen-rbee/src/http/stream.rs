@@ -18,14 +18,17 @@ use daemon::{ApiError, Query};
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, header};
 use serde::Deserialize;
+use shared_contract::ErrorKind;
 
 use crate::State;
-use crate::changes::{Listener, News, Next, Pulse, frame, queen_beat};
+use crate::changes::{Listener, MAX_READERS, News, Next, Pulse, frame, queen_beat};
 use crate::metrics::Counted;
 
+/// What a reader without a place is asked to wait.
+const RETRY_S: u32 = 30;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Resume {
     /// For readers that cannot set the header on their first request, as an `EventSource` in a browser.
@@ -43,10 +46,11 @@ pub(super) async fn heartbeats(
     let place = header
         .or(resume.last_event_id.as_deref())
         .and_then(|id| state.changes.place(id));
+    let listener = state.changes.listen().ok_or_else(too_many)?;
     let shutdown = state.shutdown.clone();
     // A stream without an end must not hold up the draining.
     let end = async move { shutdown.requested().await };
-    let events = events(state, place).take_until(Box::pin(end));
+    let events = events(state, listener, place).take_until(Box::pin(end));
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-cache"),
@@ -54,10 +58,15 @@ pub(super) async fn heartbeats(
     Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
 }
 
+fn too_many() -> ApiError {
+    let message = format!("{MAX_READERS} readers follow this stream already; try again when one has left");
+    ApiError::new(ErrorKind::NoCapacity, message).retry_after(RETRY_S)
+}
+
 /// The events after a place, or after a snapshot.
-fn events(state: Arc<State>, place: Option<u64>) -> impl Stream<Item = Bytes> {
+fn events(state: Arc<State>, listener: Listener, place: Option<u64>) -> impl Stream<Item = Bytes> {
     let reader = Reader {
-        listener: state.changes.listen(),
+        listener,
         _counted: Counted::one_of(&state.metrics.stream_readers),
         place,
         queen_beat: None,
@@ -136,12 +145,13 @@ impl Reader {
     }
 
     fn snapshot(&mut self) -> Bytes {
-        // The place first: what happens meanwhile is told again as a change, rather than not at all.
-        let place = self.state.changes.newest();
+        let (place, snapshot) = self.state.changes.snapshot(|place| {
+            let id = self.state.changes.event_id(place);
+            frame("snapshot", Some(&id), &self.state.fleet(Instant::now()))
+        });
         self.place = Some(place);
         self.pulse = Arc::default();
-        let id = self.state.changes.event_id(place);
-        frame("snapshot", Some(&id), &self.state.fleet(Instant::now()))
+        snapshot
     }
 }
 
@@ -163,9 +173,14 @@ mod tests {
         state.changes.push("worker", &number);
     }
 
+    fn read(state: &Arc<State>, place: Option<u64>) -> BoxStream<'static, Bytes> {
+        let listener = state.changes.listen().unwrap();
+        events(Arc::clone(state), listener, place).boxed()
+    }
+
     /// A reader that has the snapshot and the queen's greeting, and reads no further by itself.
     fn greeted(state: &Arc<State>) -> BoxStream<'static, Bytes> {
-        let mut reader = events(Arc::clone(state), None).boxed();
+        let mut reader = read(state, None);
         assert!(at_hand(&mut reader).unwrap().starts_with("event: snapshot\n"));
         assert!(at_hand(&mut reader).unwrap().starts_with("event: queen\ndata: "));
         reader
@@ -223,12 +238,12 @@ mod tests {
     async fn a_reader_that_says_where_it_was_gets_no_snapshot() {
         let state = state();
         (1..=3).for_each(|number| push(&state, number));
-        let mut reader = events(Arc::clone(&state), Some(1)).boxed();
+        let mut reader = read(&state, Some(1));
         assert!(at_hand(&mut reader).unwrap().starts_with("event: queen\n"));
         assert_eq!(at_hand(&mut reader), Some(change(&state, 2)));
         assert_eq!(at_hand(&mut reader), Some(change(&state, 3)));
         assert_eq!(at_hand(&mut reader), None);
-        let mut unknown = events(Arc::clone(&state), Some(4)).boxed();
+        let mut unknown = read(&state, Some(4));
         assert!(at_hand(&mut unknown).unwrap().starts_with("event: snapshot\n"));
     }
 
@@ -254,6 +269,42 @@ mod tests {
         }
         assert_eq!(at_hand(&mut late), Some("beat c".to_owned()));
         assert_eq!(at_hand(&mut late), None);
+    }
+
+    #[tokio::test]
+    async fn readers_at_the_same_place_share_one_snapshot() {
+        let state = state();
+        push(&state, 1);
+        let snapshot = || read(&state, None).next().now_or_never().unwrap().unwrap();
+        let (first, second) = (snapshot(), snapshot());
+        assert_eq!(first.as_ptr(), second.as_ptr());
+        push(&state, 2);
+        let third = snapshot();
+        assert_ne!(third.as_ptr(), first.as_ptr());
+        let id = state.changes.event_id(2);
+        assert!(third.starts_with(format!("event: snapshot\nid: {id}\n").as_bytes()));
+    }
+
+    #[tokio::test]
+    async fn one_reader_too_many_is_asked_to_come_back_when_another_has_left() {
+        let state = state();
+        let open = async || {
+            heartbeats(
+                Shared(Arc::clone(&state)),
+                HeaderMap::new(),
+                Ok(Query(Resume::default())),
+            )
+            .await
+        };
+        let mut readers = Vec::new();
+        for _ in 0..MAX_READERS {
+            readers.push(open().await.unwrap());
+        }
+        let refused = open().await.unwrap_err().into_response();
+        assert_eq!(refused.status(), 503);
+        assert!(refused.headers().contains_key("retry-after"));
+        readers.pop();
+        assert!(open().await.is_ok());
     }
 
     #[tokio::test]

@@ -39,12 +39,15 @@ pub(super) async fn workers(
     let Query(filter) = filter?;
     let now = Instant::now();
     let telemetry = &state.telemetry;
-    let mut found = match (&filter.model, filter.vram_mb, filter.idle) {
-        (Some(model), _, _) => telemetry.find_workers_with_model(model, now),
-        (None, Some(mb), _) => telemetry.find_workers_with_vram_capacity(mb, now),
-        (None, None, Some(true)) => telemetry.find_idle_workers(now),
-        (None, None, _) => telemetry.get_all_workers(now),
+    let mut found = match filter {
+        Filter {
+            model: Some(ref model), ..
+        } => telemetry.find_workers_with_model(model, now),
+        Filter { vram_mb: Some(mb), .. } => telemetry.find_workers_with_vram_capacity(mb, now),
+        Filter { idle: Some(true), .. } => telemetry.find_idle_workers(now),
+        Filter { .. } => telemetry.get_all_workers(now),
     };
+    // One condition holds by now.
     found.retain(|entry| filter.admits(entry));
     Ok(Json(WorkerList::new(found, now)))
 }

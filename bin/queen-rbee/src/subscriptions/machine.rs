@@ -1,8 +1,8 @@
 //! What becomes of the subscription to one hive: a plain function of what happens.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use heartbeat_registry::{Address, Liveness, MemberView};
+use heartbeat_registry::{About, Address, Liveness, MemberView};
 use hive_contract::HiveHeartbeat;
 
 /// Pause after the first break, before jitter; each further one doubles it.
@@ -27,6 +27,15 @@ impl Target {
             address: view.address().clone(),
             incarnation: view.item().hive.incarnation,
         })
+    }
+
+    /// The hive that is there, asked at this moment.
+    pub(super) fn about(&self, asked: Instant) -> About {
+        About {
+            address: self.address.clone(),
+            incarnation: self.incarnation,
+            asked,
+        }
     }
 }
 

@@ -140,9 +140,8 @@ async fn changed(wanted: &mut watch::Receiver<Option<Target>>) -> Option<Target>
 fn accuse(source: &Source<'_>, why: &Break) {
     let now = Instant::now();
     let hives = &source.state.hives;
-    let is_same = |view| Target::of(&view).as_ref() == Some(source.target);
-    if why.is_evidence() && hives.view(source.hive, now).is_some_and(is_same) {
-        hives.mark_suspect(source.hive, why.to_string(), now);
+    if why.is_evidence() {
+        hives.mark_suspect(source.hive, &source.target.about(now), why.to_string(), now);
     }
 }
 

@@ -64,7 +64,7 @@ impl fmt::Display for Break {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(cause) => write!(f, "its telemetry cannot be reached: {cause}"),
-            Self::Broke(cause) => write!(f, "its telemetry broke off: {cause}"),
+            Self::Broke(cause) => write!(f, "its telemetry was cut off: {cause}"),
             Self::Silent => write!(f, "no telemetry for {:.0} s", SILENCE.as_secs_f64()),
             Self::Ended => f.write_str("it ended its telemetry"),
             Self::Unauthorized => f.write_str("it does not accept the queen's token; start both with the same --token"),
@@ -98,12 +98,13 @@ impl Source<'_> {
         let _counted = Counted::one_of(&self.state.metrics.telemetry_subscriptions);
         let mut reader = EventReader::default();
         loop {
+            let awaited = Instant::now();
             let event = match limited(next_event(&mut reader, &mut response)).await {
                 None => return Break::Silent,
                 Some(Err(why)) => return why,
                 Some(Ok(event)) => event,
             };
-            if let Err(why) = self.take(&event) {
+            if let Err(why) = self.take(&event, awaited) {
                 return why;
             }
             if !std::mem::replace(had_events, true) {
@@ -121,8 +122,8 @@ impl Source<'_> {
         }
     }
 
-    /// Records one event: a fresh answer from the hive itself.
-    fn take(&self, data: &[u8]) -> Result<(), Break> {
+    /// Records one event: a fresh answer from the hive itself, to be had since the one before it.
+    fn take(&self, data: &[u8], awaited: Instant) -> Result<(), Break> {
         let event: TelemetryEvent = serde_json::from_slice(data).map_err(|error| Break::Garbled(error.to_string()))?;
         if event.hive_id != *self.hive {
             return Err(Break::Other(event.hive_id));
@@ -132,7 +133,9 @@ impl Source<'_> {
         }
         let now = Instant::now();
         self.state.telemetry.record(event, now);
-        self.state.hives.refute(self.hive, now);
+        self.state
+            .hives
+            .mark_reached(self.hive, &self.target.about(awaited), now);
         Ok(())
     }
 }

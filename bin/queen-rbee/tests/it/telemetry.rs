@@ -183,7 +183,7 @@ async fn there_is_one_stream_for_a_hive_over_beats_breaks_moves_and_restarts() {
     // A break: the hive is suspect until the next stream tells something.
     first.cut().await;
     let suspect = hive(&queen, |hive| hive.liveness == Liveness::Suspect).await;
-    assert!(suspect.reason.unwrap().contains("telemetry broke off"));
+    assert!(suspect.reason.unwrap().contains("telemetry was cut off"));
     let second = stream(&mut here).await;
     second.write(&event("h", &["two"])).await;
     told(&queen, &["two"]).await;

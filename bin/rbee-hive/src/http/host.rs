@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use daemon::{ApiError, Json, Query, sse};
 use futures_util::StreamExt;
-use heartbeat_client::QueenUrl;
+use heartbeat_client::{Error, QueenUrl};
 use hive_contract::CapabilitiesReply;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,9 +15,7 @@ use shared_contract::{ErrorKind, HealthStatus, HiveId, OperationalStatus, timing
 use tokio_stream::wrappers::IntervalStream;
 
 use super::Shared;
-use crate::heartbeat::QueenSource;
-use crate::queens::QueenError;
-use crate::{metrics, operations};
+use crate::{mdns, metrics, operations};
 
 /// Content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,10 +35,10 @@ pub(super) async fn capabilities(
         let url: QueenUrl = text
             .parse()
             .map_err(|why| ApiError::invalid("queen_url", format!("`{text}`: {why}")))?;
-        let source = || Arc::new(QueenSource::new(Arc::clone(&app.core))) as _;
-        app.queens.pulled_by(url, source).map_err(|error| match error {
-            QueenError::TooMany => ApiError::new(ErrorKind::Conflict, error.to_string()).with_param("queen_url"),
-            QueenError::Client(why) => ApiError::invalid("queen_url", why.to_string()),
+        app.queens.pulled_by(&url).map_err(|error| match error {
+            Error::TooManyQueens => ApiError::new(ErrorKind::Conflict, error.to_string()).with_param("queen_url"),
+            Error::Ended => ApiError::new(ErrorKind::Draining, error.to_string()),
+            why => ApiError::invalid("queen_url", why.to_string()),
         })?;
     }
     Ok(Json(CapabilitiesReply {
@@ -81,6 +79,9 @@ pub(super) struct Health {
     version: &'static str,
     /// What is wrong between the hive and its queens, and what to do.
     queen_problem: Option<String>,
+    /// For each address of the hive, what shows that it knows the fleet's token; left out while there is nothing to show.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proofs: Vec<String>,
 }
 
 pub(super) async fn health(State(app): Shared) -> Json<Health> {
@@ -95,6 +96,7 @@ pub(super) async fn health(State(app): Shared) -> Json<Health> {
         hive_id: app.core.identity.id.clone(),
         version: env!("CARGO_PKG_VERSION"),
         queen_problem: app.queens.problem(),
+        proofs: mdns::proofs(&app),
     })
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use daemon::{Json, Shutdown};
@@ -111,6 +111,20 @@ impl Bed {
         answer.json().await.unwrap()
     }
 
+    /// Waits until `/metrics` has this line.
+    pub(crate) async fn metric(&self, line: &str) {
+        within(async {
+            loop {
+                let metrics = self.request(Method::GET, "/metrics").send().await.unwrap();
+                if metrics.text().await.unwrap().lines().any(|shown| shown == line) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     pub(crate) async fn post_job(&self, operation: &Value) -> Response {
         within(self.request(Method::POST, "/v1/jobs").json(operation).send())
             .await
@@ -209,7 +223,8 @@ impl Bed {
 /// A queen that acknowledges every beat and passes it on.
 pub(crate) struct Queen {
     pub(crate) url: String,
-    beats: mpsc::Receiver<HiveHeartbeat>,
+    /// With the host and port that each was sent to.
+    beats: mpsc::Receiver<(String, HiveHeartbeat)>,
     _server: tokio::task::JoinSet<()>,
 }
 
@@ -221,17 +236,20 @@ pub(crate) async fn queen() -> Queen {
 pub(crate) async fn queen_who_drops(dropped: Option<DropReason>) -> Queen {
     let (send, beats) = mpsc::channel(1024);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let record = move |Json(beat): Json<HiveHeartbeat>| async move {
-        send.send(beat).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let url = format!("http://{address}");
+    let record = move |headers: HeaderMap, Json(beat): Json<HiveHeartbeat>| async move {
+        let way = headers[HOST].to_str().unwrap().to_owned();
+        send.send((way, beat)).await.unwrap();
         Json(HeartbeatAck {
             status: "ok".into(),
             message: String::new(),
             interval_ms: 30_000,
             ttl_ms: 90_000,
             want_full: false,
-            queen_id: None,
+            queen_id: Some(format!("queen-{}", address.port()).parse().unwrap()),
             dropped,
+            known_incarnation: None,
         })
     };
     let router = Router::new().route("/v1/hive-heartbeat", post(record));
@@ -246,6 +264,11 @@ pub(crate) async fn queen_who_drops(dropped: Option<DropReason>) -> Queen {
 
 impl Queen {
     pub(crate) async fn next(&mut self) -> HiveHeartbeat {
+        self.next_by().await.1
+    }
+
+    /// With the host and port that it was sent to.
+    pub(crate) async fn next_by(&mut self) -> (String, HiveHeartbeat) {
         within(self.beats.recv()).await.expect("the queen lives")
     }
 
