@@ -94,17 +94,7 @@ impl Cluster {
 
     /// Asks a hive for a job and waits for its end; returns its last event.
     pub async fn job(&self, hive: &Process, operation: &Value) -> Value {
-        let answer = http::post(format!("{}/v1/jobs", hive.url()), operation).await;
-        assert_eq!(answer.status, 202, "{answer:?}");
-        let stream = answer.body["stream_url"].as_str().expect("a stream URL").to_owned();
-        let response = http::client()
-            .get(format!("{}{stream}", hive.url()))
-            .send()
-            .await
-            .expect("a stream");
-        use futures_util::StreamExt;
-        let lines: Vec<String> = http::data_lines(response).collect().await;
-        serde_json::from_str(lines.last().expect("events")).expect("a job event")
+        http::job(&hive.url(), operation).await
     }
 }
 

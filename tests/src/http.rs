@@ -77,6 +77,20 @@ pub async fn try_send(request: reqwest::RequestBuilder) -> Result<Answer, reqwes
     })
 }
 
+/// Asks a daemon for a job and waits for its end; returns its last event.
+pub async fn job(daemon_url: &str, operation: &Value) -> Value {
+    let answer = post(format!("{daemon_url}/v1/jobs"), operation).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let stream = answer.body["stream_url"].as_str().expect("a stream URL");
+    let response = client()
+        .get(format!("{daemon_url}{stream}"))
+        .send()
+        .await
+        .expect("a stream");
+    let lines: Vec<String> = data_lines(response).collect().await;
+    serde_json::from_str(lines.last().expect("events")).expect("a job event")
+}
+
 /// Sum of all series of a metric, from a daemon's `/metrics`.
 pub async fn metric(daemon_url: &str, name: &str) -> f64 {
     let response = client()

@@ -6,7 +6,9 @@ pub mod cluster;
 pub mod fake;
 pub mod http;
 pub mod models;
+pub mod net;
 pub mod process;
+pub mod sim;
 pub mod wire;
 
 pub use cluster::Cluster;

@@ -45,6 +45,14 @@ impl Program {
     pub fn command(self) -> Command {
         clean(self.path())
     }
+
+    /// The same, started by a launcher, for example `ip netns exec NAME`.
+    pub fn command_by(self, launcher: &[&str]) -> Command {
+        let (program, words) = launcher.split_first().expect("a launcher has a name");
+        let mut command = clean(program);
+        command.args(words).arg(self.path());
+        command
+    }
 }
 
 fn clean(program: impl AsRef<OsStr>) -> Command {

@@ -1,8 +1,9 @@
 //! Stored payloads go on parsing.
 
-use hive_contract::HiveHeartbeat;
+use hive_contract::{CapabilitiesReply, HiveHeartbeat};
 use rbee_tests::wire;
 use serde_json::Value;
+use shared_contract::{DropReason, HeartbeatAck};
 use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
 
 fn worker(name: &str) -> WorkerHeartbeat {
@@ -74,6 +75,41 @@ fn full_payloads_survive_a_round_trip() {
     let stored = wire::payload("hive_full");
     let again = serde_json::to_value(hive("hive_full")).unwrap();
     assert!(contains(&again, &stored), "{again:#}");
+}
+
+#[test]
+fn a_workers_exit_names_its_process_where_the_hive_knows_it() {
+    let exits = |name| hive(name).changes.unwrap().workers_removed;
+    assert_eq!(exits("hive_full")[0].pid, None);
+    assert_eq!(exits("hive_worker_exit")[0].pid, Some(4242));
+}
+
+#[test]
+fn an_acknowledgement_says_why_a_beat_was_dropped_and_is_read_without_that() {
+    let ack = |payload| serde_json::from_value::<HeartbeatAck>(payload).unwrap();
+    assert_eq!(ack(wire::payload("ack_minimal")).dropped, None);
+    let stored = wire::payload("ack_dropped");
+    let dropped = ack(stored.clone());
+    assert_eq!(dropped.dropped, Some(DropReason::Conflict));
+    assert_eq!(serde_json::to_value(dropped).unwrap(), stored);
+    let departed = ack(wire::payload("ack_departed"));
+    assert_eq!(departed.known_incarnation, Some(1_763_788_800_000));
+    let mut newer = stored;
+    newer["dropped"] = "a reason of a later version".into();
+    assert_eq!(ack(newer).dropped, Some(DropReason::Unknown));
+}
+
+#[test]
+fn a_reply_with_capabilities_names_the_hive_and_is_read_without_that() {
+    let stored = wire::payload("capabilities_reply");
+    let reply: CapabilitiesReply = serde_json::from_value(stored.clone()).unwrap();
+    assert_eq!(reply.hive_id.as_ref().unwrap().as_str(), "gpu-box-2");
+    assert!(contains(&serde_json::to_value(&reply).unwrap(), &stored));
+    let plain = serde_json::to_value(&reply.capabilities).unwrap();
+    assert_eq!(
+        serde_json::from_value::<CapabilitiesReply>(plain).unwrap().hive_id,
+        None
+    );
 }
 
 #[test]
