@@ -132,9 +132,9 @@ impl<T: HeartbeatItem> Registry<T> {
         };
         let is_same_run = arrival.order.incarnation == last.incarnation;
         if previous.liveness(arrival.heard) == Liveness::Lost {
-            // Whoever else lives may have the id, under an incarnation of its own.
-            let is_own = address == previous.address && is_same_run;
-            return Ok(stale.map(|reason| if is_own { reason } else { DropReason::Departed }));
+            // Whoever lives may have the id, under a newer incarnation: another sender, or this one, set back to an earlier
+            // state.
+            return Ok(stale.map(|_| DropReason::Departed));
         }
         if address == previous.address || (stale.is_none() && last.is_known() && !is_same_run) {
             return Ok(stale);

@@ -373,13 +373,15 @@ fn when_the_holder_of_an_id_falls_silent_the_other_one_takes_it_also_if_it_is_ol
 }
 
 #[test]
-fn the_own_late_beats_of_one_that_is_lost_are_just_old() {
+fn a_machine_that_was_set_back_to_an_earlier_state_is_back_once_its_silence_is_noticed() {
     let mut f = Fixture::new();
-    f.record(probe("a", 2, 7));
+    f.record(probe("a", 2, 700));
+    f.pass(30 * SECOND);
+    assert_eq!(f.outcome(probe("a", 2, 40)), Outcome::Dropped(DropReason::Reordered));
     f.pass(TTL);
-    assert_eq!(f.outcome(probe("a", 2, 7)), Outcome::Dropped(DropReason::Duplicate));
     assert_eq!(liveness(&f), Liveness::Lost);
-    assert_eq!(f.outcome(probe("a", 2, 8)), Outcome::Updated);
+    assert_eq!(refute(&f, peer(), 2, 41).outcome, Outcome::Restarted);
+    assert_eq!(liveness(&f), Liveness::Online);
 }
 
 #[test]

@@ -108,10 +108,9 @@ fn stale(next: (u64, u64), last: (u64, u64), here: Option<Liveness>) -> Option<D
     }
     let is_own = next.0 == last.0;
     Some(match here {
-        None => DropReason::Departed,
+        None | Some(Liveness::Lost) => DropReason::Departed,
         Some(_) if is_own && next.1 == last.1 => DropReason::Duplicate,
         Some(_) if is_own => DropReason::Reordered,
-        Some(Liveness::Lost) => DropReason::Departed,
         Some(_) => DropReason::OlderIncarnation,
     })
 }
