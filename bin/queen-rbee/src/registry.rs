@@ -133,7 +133,7 @@ const NOBODY: Candidate = Candidate {
 
 /// A worker as the scheduler sees it.
 pub(crate) fn candidate(report: &Report<WorkerHeartbeat>, liveness: Liveness, leases: u32) -> Candidate {
-    let WorkerHeartbeat { worker, load, .. } = &*report.item;
+    let WorkerHeartbeat { worker, load, .. } = &report.item;
     let standing = match liveness {
         Liveness::Lost => Standing::Lost,
         _ if !report.item.is_available() => Standing::NotReady,

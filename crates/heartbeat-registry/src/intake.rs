@@ -1,6 +1,9 @@
 //! The way of a beat into the registry.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, MutexGuard},
+    time::Duration,
+};
 
 use shared_contract::{DropReason, HeartbeatItem};
 
@@ -11,7 +14,7 @@ use crate::{
 
 /// A beat and the circumstances of its arrival.
 pub(crate) struct Arrival<T> {
-    pub(crate) item: Arc<T>,
+    pub(crate) item: T,
     pub(crate) order: Order,
     pub(crate) receipt: Receipt,
     /// Listening time of its arrival.
@@ -57,7 +60,7 @@ impl<T: HeartbeatItem> Arrival<T> {
     fn first_report(&self) -> Result<Report<T>, Error> {
         let at = self.receipt.at;
         Ok(Report {
-            item: Arc::clone(&self.item),
+            item: self.item.clone(),
             address: self.address(None)?,
             peer: self.receipt.peer,
             first_seen: at,
@@ -79,7 +82,7 @@ impl<T: HeartbeatItem> Arrival<T> {
     }
 
     /// The report after this beat of the member itself, from this address.
-    fn next_report(&self, previous: &Report<T>, address: Address, outstanding: u32) -> Report<T> {
+    fn next_report(self, previous: &Report<T>, address: Address, outstanding: u32) -> Report<T> {
         let at = self.receipt.at;
         let before = previous.liveness(self.heard);
         let is_settled = address == previous.address && self.order.incarnation == previous.item.order().0;
@@ -92,7 +95,7 @@ impl<T: HeartbeatItem> Arrival<T> {
         let liveness = Liveness::of(false, &reach, false);
         let goes_on = before == Liveness::Online && liveness == Liveness::Online;
         Report {
-            item: Arc::clone(&self.item),
+            item: self.item,
             peer: self.receipt.peer,
             first_seen: previous.first_seen,
             // Two threads may have read the clock in the other order.
@@ -125,22 +128,21 @@ impl<T: HeartbeatItem> Registry<T> {
     /// # Errors
     /// If the beat would be kept and names a host that cannot be dialled.
     pub fn record(&self, item: T, receipt: Receipt) -> Result<Recorded, Error> {
-        let mut arrival = Arrival {
+        let arrival = Arrival {
             order: item.order().into(),
             heard: self.clock.at(receipt.at),
             skew_ms: (item.timestamp() - receipt.wall).num_milliseconds(),
-            item: Arc::new(item),
+            item,
             receipt,
         };
         loop {
-            // Cheap, and the item itself may be replaced below.
-            let item = Arc::clone(&arrival.item);
-            let recorded = match self.members.get(item.id()) {
-                Some(member) => self.update(&member, &mut arrival)?,
-                None => self.join(&arrival)?,
-            };
-            // None: it joined or left between the look-up and the lock.
-            if let Some(recorded) = recorded {
+            if let Some(member) = self.members.get(arrival.item.id()) {
+                let gone = lock(&member.gone);
+                // Otherwise it has left between the look-up and the lock.
+                if !*gone {
+                    return self.update(&member, gone, arrival);
+                }
+            } else if let Some(recorded) = self.join(&arrival)? {
                 return Ok(recorded);
             }
         }
@@ -174,43 +176,47 @@ impl<T: HeartbeatItem> Registry<T> {
         Ok(Some(arrival.recorded(Outcome::New, None)))
     }
 
-    /// Takes the beat of a member. `None` if it has left meanwhile.
-    fn update(&self, member: &Arc<Member<T>>, arrival: &mut Arrival<T>) -> Result<Option<Recorded>, Error> {
-        let gone = lock(&member.gone);
-        if *gone {
-            return Ok(None);
-        }
+    /// Takes the beat of a member.
+    fn update(
+        &self,
+        member: &Arc<Member<T>>,
+        gone: MutexGuard<'_, bool>,
+        mut arrival: Arrival<T>,
+    ) -> Result<Recorded, Error> {
         let previous = member.report();
-        match self.refuse(member, &previous, arrival)? {
+        match self.refuse(member, &previous, &arrival)? {
             None => {}
-            Some(DropReason::Departed) => return Ok(Some(arrival.departed(previous.item.order().0))),
+            Some(DropReason::Departed) => return Ok(arrival.departed(previous.item.order().0)),
             // It may be the repetition that the sender gets the answer to: that says all that the first answer said.
             Some(reason @ (DropReason::Duplicate | DropReason::Reordered)) => {
-                return Ok(Some(Recorded {
+                return Ok(Recorded {
                     want_full: previous.item.wants_full(),
                     ..arrival.dropped(reason)
-                }));
+                });
             }
-            Some(reason) => return Ok(Some(arrival.dropped(reason))),
+            Some(reason) => return Ok(arrival.dropped(reason)),
         }
         let is_same_run = arrival.order.incarnation == previous.item.order().0;
         if is_same_run {
-            Arc::make_mut(&mut arrival.item).inherit(&previous.item);
+            arrival.item.inherit(&previous.item);
         }
         let address = arrival.address(Some(&previous))?;
-        let next = arrival.next_report(&previous, address, member.outstanding());
-        if arrival.item.is_goodbye() {
-            member.report.store(Arc::new(next));
-            self.leave(member, gone, LeaveReason::Goodbye, arrival.receipt.at);
-            return Ok(Some(arrival.recorded(Outcome::Goodbye, Some(&previous))));
-        }
-        let outcome = if is_same_run {
-            Outcome::Updated
-        } else {
-            Outcome::Restarted
+        let outcome = match (arrival.item.is_goodbye(), is_same_run) {
+            (true, _) => Outcome::Goodbye,
+            (false, true) => Outcome::Updated,
+            (false, false) => Outcome::Restarted,
         };
-        self.publish(member, &previous, next, arrival.heard);
-        Ok(Some(arrival.recorded(outcome, Some(&previous))))
+        let recorded = arrival.recorded(outcome, Some(&previous));
+        let Receipt { at, .. } = arrival.receipt;
+        let heard = arrival.heard;
+        let next = arrival.next_report(&previous, address, member.outstanding());
+        if outcome == Outcome::Goodbye {
+            member.report.store(Arc::new(next));
+            self.leave(member, gone, LeaveReason::Goodbye, at);
+        } else {
+            self.publish(member, &previous, next, heard);
+        }
+        Ok(recorded)
     }
 
     /// Publishes the report after a beat, and tells what has changed by it. The caller holds the member's lock.
@@ -227,14 +233,14 @@ impl<T: HeartbeatItem> Registry<T> {
         let is_news = next.address != previous.address || next.item.is_news_after(&previous.item);
         next.contended = next.contender(heard).is_some();
         let contention = (next.contended != previous.contended).then_some(next.contended);
-        let model = (previous.item.model() != next.item.model()).then(|| Arc::clone(&next.item));
+        let model = (previous.item.model() != next.item.model()).then(|| next.item.model().cloned());
         if after == next.announced {
             member.report.store(Arc::new(next));
         } else {
             self.announce(member, next, after);
         }
-        if let Some(item) = model {
-            self.index.place(member, item.model());
+        if let Some(model) = model {
+            self.index.place(member, model.as_ref());
         }
         if let Some(began) = contention {
             self.emit(member, EventKind::Contended { began });

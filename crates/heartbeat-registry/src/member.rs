@@ -16,10 +16,10 @@ use shared_contract::HeartbeatItem;
 use crate::{About, Address, Contender, Evidence, Lease, Liveness, Pace, Reach, clock::Clock, rivalry::Rival};
 
 /// What a member said last, and what its receiver noted. Never changes: each beat makes a new one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Report<T> {
     /// The newest item, brief beats merged into it.
-    pub item: Arc<T>,
+    pub item: T,
     /// Where to dial.
     pub address: Address,
     /// Where the beat came from.
@@ -54,32 +54,6 @@ pub struct Report<T> {
     pub(crate) announced: Liveness,
     /// Whether subscribers were told that there is another live sender with its id.
     pub(crate) contended: bool,
-}
-
-// Derived, it would demand the same of `T`.
-impl<T> Clone for Report<T> {
-    fn clone(&self) -> Self {
-        Self {
-            item: Arc::clone(&self.item),
-            address: self.address.clone(),
-            peer: self.peer,
-            first_seen: self.first_seen,
-            last_seen: self.last_seen,
-            online_since: self.online_since,
-            suspicion: self.suspicion.clone(),
-            reach: self.reach.clone(),
-            pace: self.pace,
-            skew_ms: self.skew_ms,
-            beats: self.beats,
-            missed: self.missed,
-            outstanding: self.outstanding,
-            heard: self.heard,
-            settled: self.settled,
-            rival: self.rival.clone(),
-            announced: self.announced,
-            contended: self.contended,
-        }
-    }
 }
 
 impl<T: HeartbeatItem> Report<T> {
