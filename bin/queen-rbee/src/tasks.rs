@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heartbeat_registry::{EventKind, LeaveReason, RegistryEvent};
+use hive_contract::HiveHeartbeat;
 use shared_contract::HeartbeatItem;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{MissedTickBehavior, interval};
@@ -121,6 +122,8 @@ async fn sweep(state: Arc<State>) {
         let metrics = &state.metrics;
         metrics.worker_beats.left(LeaveReason::Lost, workers.removed.len());
         metrics.hive_beats.left(LeaveReason::Lost, hives.removed.len());
+        metrics.set_held_back(WorkerHeartbeat::KIND, workers.held_back);
+        metrics.set_held_back(HiveHeartbeat::KIND, hives.held_back);
         changes::note_own_view(&state);
         let queen = state.queen(now);
         match queen.degraded_reason {

@@ -67,6 +67,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     members: Family<MemberLabels, Gauge>,
     conflicts: Family<KindLabels, Gauge>,
+    held_back: Family<KindLabels, Gauge>,
     callbacks: Family<CallLabels, Counter>,
     /// 1 while the queen doubts her own view.
     degraded_view: Gauge,
@@ -102,6 +103,11 @@ impl Metrics {
         Self {
             members: add(r, "members", "Members of the fleet by liveness"),
             conflicts: add(r, "conflicts", "Members whose name a second live sender claims"),
+            held_back: add(
+                r,
+                "members_held_back",
+                "Members that would have been forgotten, were the queen's view not in doubt",
+            ),
             callbacks: add(r, "callbacks", "Calls of the queen to where a member says it is"),
             degraded_view: add(r, "degraded_view", "1 while the queen doubts her own view of the fleet"),
             heartbeat_interval: add(
@@ -150,6 +156,11 @@ impl Metrics {
         self.conflicts
             .get_or_create(&KindLabels { kind })
             .set(whole(counts.contended));
+    }
+
+    /// Takes how many a sweep would have forgotten, were the view not in doubt.
+    pub(crate) fn set_held_back(&self, kind: &'static str, members: usize) {
+        self.held_back.get_or_create(&KindLabels { kind }).set(whole(members));
     }
 
     /// Takes what the next [`text`](Self::text) shows of the queen's view as a whole.

@@ -169,6 +169,7 @@ async fn while_many_are_silent_at_once_the_view_is_degraded_and_nobody_is_forgot
     let reason = fleet.queen.degraded_reason.unwrap();
     assert!(reason.starts_with("4 of 4 workers fell silent together"), "{reason}");
     assert_eq!(queen.metric("rbee_degraded_view").await, 1.0);
+    queen.metric_is("rbee_members_held_back{kind=\"worker\"}", 4.0).await;
 
     // Most return. The one that does not was lost for long enough, once it has had another TTL to return, too.
     within("the end of it", async {
