@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::KernelsError;
+
 /// An instruction set that there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -10,13 +12,17 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C: 8 lanes, 16 registers.
     Avx2,
-    /// x86-64 with AVX-512 F and VL: 16 lanes, 32 registers.
+    /// [`Level::Avx2`] and AVX-VNNI: products of bytes in one instruction instead of three.
+    AvxVnni,
+    /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI: 16 lanes, 32 registers.
     Avx512,
+    /// [`Level::Avx512`] and AMX-INT8, which multiplies whole tiles; the operating system has to permit it.
+    Amx,
 }
 
 impl Level {
     /// All levels, the simplest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
 
     /// The best level of this processor.
     pub(crate) fn detect() -> Self {
@@ -27,15 +33,20 @@ impl Level {
             .unwrap_or(Self::Portable)
     }
 
-    /// Whether this processor has it.
+    /// Whether this processor has it, and the operating system lets this process use it.
     #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
-        let avx2 =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        macro_rules! all_of {
+            ($($feature:tt),*) => { $(is_x86_feature_detected!($feature))&&* };
+        }
+        let avx2 = || all_of!("avx2", "fma", "f16c");
+        let avx512 = || avx2() && all_of!("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni");
         match self {
             Self::Portable => true,
-            Self::Avx2 => avx2,
-            Self::Avx512 => avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"),
+            Self::Avx2 => avx2(),
+            Self::AvxVnni => avx2() && all_of!("avxvnni"),
+            Self::Avx512 => avx512(),
+            Self::Amx => avx512() && crate::amx::is_available(),
         }
     }
 
@@ -51,31 +62,22 @@ impl fmt::Display for Level {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         })
     }
 }
 
 impl FromStr for Level {
-    type Err = LevelError;
+    type Err = KernelsError;
 
-    fn from_str(name: &str) -> Result<Self, LevelError> {
+    fn from_str(name: &str) -> Result<Self, KernelsError> {
         Self::ALL
             .into_iter()
             .find(|level| level.to_string() == name)
-            .ok_or_else(|| LevelError::Unknown(name.to_owned()))
+            .ok_or_else(|| KernelsError::UnknownLevel(name.to_owned()))
     }
-}
-
-/// Why a level cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LevelError {
-    /// No level has this name.
-    #[error("unknown CPU kernels {0:?}: RBEE_CPU_KERNELS is portable, avx2 or avx512")]
-    Unknown(String),
-    /// The processor lacks the level.
-    #[error("this processor has no {0}: leave RBEE_CPU_KERNELS unset or name another level")]
-    Unavailable(Level),
 }
 
 #[cfg(test)]
@@ -85,9 +87,10 @@ mod tests {
     #[test]
     fn every_level_is_found_by_its_own_name() {
         for level in Level::ALL {
-            assert_eq!(level.to_string().parse(), Ok(level));
+            assert_eq!(level.to_string().parse::<Level>().ok(), Some(level));
         }
-        assert_eq!("sse9".parse::<Level>(), Err(LevelError::Unknown("sse9".to_owned())));
+        let error = "sse9".parse::<Level>().expect_err("no such level");
+        assert!(error.to_string().contains("\"sse9\""), "{error}");
     }
 
     #[test]

@@ -3,17 +3,19 @@
 use std::marker::PhantomData;
 
 /// A mutable slice handed to several tasks.
-pub(crate) struct SharedOut<'a> {
-    start: *mut f32,
+pub(crate) struct SharedOut<'a, T> {
+    start: *mut T,
     len: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [f32]` whose only access is `window`, whose contract forbids two tasks the same elements.
-unsafe impl Sync for SharedOut<'_> {}
+// SAFETY: it is a `&mut [T]` whose only access is `window`, whose contract forbids two tasks the same elements.
+unsafe impl<T: Send> Sync for SharedOut<'_, T> {}
+// SAFETY: as a `&mut [T]`.
+unsafe impl<T: Send> Send for SharedOut<'_, T> {}
 
-impl<'a> SharedOut<'a> {
-    pub(crate) fn new(out: &'a mut [f32]) -> Self {
+impl<'a, T> SharedOut<'a, T> {
+    pub(crate) fn new(out: &'a mut [T]) -> Self {
         Self {
             start: out.as_mut_ptr(),
             len: out.len(),
@@ -28,7 +30,7 @@ impl<'a> SharedOut<'a> {
     ///
     /// # Panics
     /// The window leaves the slice.
-    pub(crate) unsafe fn window(&self, offset: usize, len: usize) -> *mut f32 {
+    pub(crate) unsafe fn window(&self, offset: usize, len: usize) -> *mut T {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.len),
             "window outside of the output"

@@ -1,7 +1,5 @@
 //! One register of f32 lanes, in the few operations that the block products need.
 
-use half::f16;
-
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -26,9 +24,14 @@ pub(crate) trait Simd {
     /// Whether there are 32 registers rather than 16.
     const WIDE: bool;
 
+    /// Asks for the cache line at an address that need not be mapped, for later.
+    unsafe fn prefetch(at: *const u16);
     unsafe fn zero() -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
-    unsafe fn load_half(from: *const f16) -> Self::V;
+    /// The bits of f16.
+    unsafe fn load_f16(from: *const u16) -> Self::V;
+    /// The bits of bf16.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes, in an order that is fixed per implementation.

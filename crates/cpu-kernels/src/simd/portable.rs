@@ -13,6 +13,9 @@ impl Simd for Portable {
     const WIDE: bool = false;
 
     #[inline(always)]
+    unsafe fn prefetch(_at: *const u16) {}
+
+    #[inline(always)]
     unsafe fn zero() -> Self::V {
         [0.0; 8]
     }
@@ -24,12 +27,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_half(from: *const f16) -> Self::V {
+    unsafe fn load_f16(from: *const u16) -> Self::V {
         // SAFETY: the caller vouches for 8 readable elements.
         let halves = unsafe { from.cast::<[f16; 8]>().read() };
         let mut out = [0.0; 8];
         halves.convert_to_f32_slice(&mut out);
         out
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        // SAFETY: the caller vouches for 8 readable elements.
+        let halves = unsafe { from.cast::<[u16; 8]>().read() };
+        halves.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
 
     #[inline(always)]

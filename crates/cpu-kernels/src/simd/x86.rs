@@ -1,13 +1,13 @@
 //! AVX2 with FMA and F16C, and AVX-512.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps,
-    _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_setzero_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtph_ps,
-    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_setzero_ps,
+    __m256, __m512, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps,
+    _mm_movehl_ps, _mm_prefetch, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_setzero_ps, _mm256_slli_epi32, _mm512_castps_pd, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32,
 };
-
-use half::f16;
 
 use super::Simd;
 
@@ -17,6 +17,12 @@ impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u16) {
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -31,9 +37,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_half(from: *const f16) -> __m256 {
+    unsafe fn load_f16(from: *const u16) -> __m256 {
         // SAFETY: the caller vouches for the instruction set and 8 readable elements (16 bytes).
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m256 {
+        // SAFETY: the caller vouches for the instruction set and 8 readable elements (16 bytes).
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
     }
 
     #[inline(always)]
@@ -61,6 +76,12 @@ impl Simd for Avx512 {
     const WIDE: bool = true;
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u16) {
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> __m512 {
         // SAFETY: the caller vouches for the instruction set.
         unsafe { _mm512_setzero_ps() }
@@ -73,9 +94,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_half(from: *const f16) -> __m512 {
+    unsafe fn load_f16(from: *const u16) -> __m512 {
         // SAFETY: the caller vouches for the instruction set and 16 readable elements (32 bytes).
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        // SAFETY: the caller vouches for the instruction set and 16 readable elements (32 bytes).
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
     }
 
     #[inline(always)]
