@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
 use crate::shared::Shared;
-use crate::{Event, FinishReason};
+use crate::{Event, FinishReason, Token, TokenLogprobs};
 
 /// How an answer ended.
 pub(crate) type Outcome = Result<FinishReason, String>;
@@ -21,13 +21,21 @@ struct Ticket {
     /// has room for `limit`, is never full when a token is sent.
     buffered: AtomicUsize,
     limit: usize,
+    beginning: OnceLock<Beginning>,
     outcome: OnceLock<Outcome>,
+}
+
+/// What is known of an answer once its prompt is prefilled.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    pub(crate) cached_tokens: usize,
+    pub(crate) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
 
 /// The step loop's end of an answer.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    tokens: mpsc::Sender<u32>,
+    tokens: mpsc::Sender<Token>,
     ticket: Arc<Ticket>,
 }
 
@@ -42,8 +50,14 @@ impl Reply {
         self.ticket.buffered.load(Ordering::Acquire) < self.ticket.limit
     }
 
+    /// The prompt is prefilled; said once, before the first token.
+    pub(crate) fn begin(&self, beginning: Beginning) {
+        let begun = self.ticket.beginning.set(beginning);
+        debug_assert!(begun.is_ok(), "an answer begins once");
+    }
+
     /// Sends a token; there must be room for it.
-    pub(crate) fn send(&self, token: u32) {
+    pub(crate) fn send(&self, token: Token) {
         debug_assert!(self.has_room(), "the step loop decodes only what has room");
         self.ticket.buffered.fetch_add(1, Ordering::AcqRel);
         // An error says that the reader has left, which the step loop looks for between steps.
@@ -57,10 +71,10 @@ impl Reply {
     }
 }
 
-/// One answer being generated. Dropping it cancels: its slot and its KV cache are free within one step.
+/// One answer being generated. Dropping it cancels: its slot and its KV blocks are free within one step.
 pub struct Generation {
     id: u64,
-    tokens: mpsc::Receiver<u32>,
+    tokens: mpsc::Receiver<Token>,
     ticket: Arc<Ticket>,
     shared: Arc<Shared>,
     prompt_tokens: usize,
@@ -81,6 +95,7 @@ impl Generation {
         let ticket = Arc::new(Ticket {
             buffered: AtomicUsize::new(0),
             limit: buffer,
+            beginning: OnceLock::new(),
             outcome: OnceLock::new(),
         });
         let reply = Reply {
@@ -126,6 +141,23 @@ impl Generation {
         self.prompt_tokens
     }
 
+    /// Tokens of the prompt that were in the prefix cache, or that another sequence was just running, and were not run
+    /// again. Known, as [`Self::prompt_logprobs`] are, once the first event has been read; 0 until the prompt is complete.
+    #[must_use]
+    pub fn cached_tokens(&self) -> usize {
+        let beginning = self.ticket.beginning.get();
+        beginning.map_or(0, |beginning| beginning.cached_tokens)
+    }
+
+    /// How probable the model found each of the prompt's tokens, if [`Request::prompt_logprobs`] asked for it. There is
+    /// nothing to tell of the first token.
+    ///
+    /// [`Request::prompt_logprobs`]: crate::Request::prompt_logprobs
+    #[must_use]
+    pub fn prompt_logprobs(&self) -> Option<&[Option<TokenLogprobs>]> {
+        self.ticket.beginning.get()?.prompt_logprobs.as_deref()
+    }
+
     /// Most tokens the answer will have: what was asked, cut to what the context holds.
     #[must_use]
     pub fn max_tokens(&self) -> usize {
@@ -149,5 +181,39 @@ impl fmt::Debug for Generation {
             .field("prompt_tokens", &self.prompt_tokens)
             .field("max_tokens", &self.max_tokens)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::shared::Limits;
+
+    #[test]
+    fn reading_from_a_full_buffer_wakes_the_step_loop() {
+        let shared = Arc::new(Shared::new(Limits {
+            max_sequences: 1,
+            queue_limit: 1,
+            token_buffer: 2,
+            vocab_size: 10,
+            hidden_size: 1,
+            context_length: 10,
+            kv_total_tokens: 10,
+        }));
+        let (mut generation, reply) = Generation::new(0, Arc::clone(&shared), 1, 5, 2);
+        for id in [1, 2] {
+            assert!(reply.has_room());
+            reply.send(Token { id, logprobs: None });
+        }
+        assert!(!reply.has_room());
+        shared.attend();
+        let event = pin!(generation.next()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(event, Poll::Ready(Some(Event::Token(Token { id: 1, .. })))));
+        assert!(reply.has_room());
+        // Would sleep for ever.
+        shared.sleep(None);
     }
 }

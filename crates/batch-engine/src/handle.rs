@@ -7,10 +7,14 @@ use std::{fmt, io, thread};
 use tokio::sync::watch;
 use tracing::Span;
 
+use crate::embedding::{Embedding, Pooler};
 use crate::generation::Generation;
+use crate::kv::KvBlocks;
+use crate::sampling::Sampler;
+use crate::sequence::Task;
 use crate::shared::{EngineState, Limits, Shared, Waiting};
 use crate::step_loop::StepLoop;
-use crate::{Counters, Load, Model, Request, Sampling, SubmitError};
+use crate::{Counters, Load, MAX_LOGPROBS, Model, Pooling, Request, Sampling, SubmitError};
 
 /// Starts engines.
 #[derive(Debug, Clone, Copy)]
@@ -21,12 +25,16 @@ pub struct Engine;
 pub struct EngineOptions {
     /// Sequences that run at a time.
     pub max_sequences: NonZeroUsize,
-    /// Most prompt tokens in one step, over all sequences: how long a prompt may hold up the others' next token.
+    /// Most prompt tokens in one step, over all sequences: how long prompts may hold up the others' next token.
     pub prefill_chunk: NonZeroUsize,
     /// Requests that may wait, beyond those that free slots take at the next step.
     pub queue_limit: usize,
     /// Tokens kept for a reader that stays behind, before its sequence pauses.
     pub token_buffer: NonZeroUsize,
+    /// Keeps the KV blocks of past prompts and answers while nobody needs their room, the least recently used going
+    /// first, so that what begins like them is not run again. Only full blocks are kept, a prompt's last token is always
+    /// run, and embeddings and requests for [prompt log-probabilities](Request::prompt_logprobs) are run whole.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineOptions {
@@ -39,6 +47,7 @@ impl Default for EngineOptions {
             prefill_chunk: at_least_one(256),
             queue_limit: 64,
             token_buffer: at_least_one(32),
+            prefix_cache: true,
         }
     }
 }
@@ -47,22 +56,29 @@ impl Engine {
     /// Gives the model to a thread of its own, which ends after a [drain](EngineHandle::drain) or when the model
     /// fails. The error is the operating system's refusal of a thread.
     pub fn start(model: Box<dyn Model>, options: EngineOptions) -> io::Result<EngineHandle> {
-        let kv_capacity = model.kv_capacity();
+        let (handle, step_loop) = Self::prepare(model, options);
+        thread::Builder::new()
+            .name("batch-engine".into())
+            .spawn(move || step_loop.run())?;
+        Ok(handle)
+    }
+
+    /// An engine without its thread.
+    pub(crate) fn prepare(model: Box<dyn Model>, options: EngineOptions) -> (EngineHandle, StepLoop) {
+        let layout = model.kv_layout();
         let shared = Arc::new(Shared::new(Limits {
             max_sequences: options.max_sequences.get(),
             queue_limit: options.queue_limit,
             token_buffer: options.token_buffer.get(),
             vocab_size: model.vocab_size(),
-            context_length: model.context_length().min(kv_capacity),
-            kv_capacity,
+            hidden_size: model.hidden_size(),
+            context_length: model.context_length().min(layout.tokens()),
+            kv_total_tokens: layout.tokens(),
         }));
-        let step_loop = StepLoop::new(model, Arc::clone(&shared), options.prefill_chunk.get());
-        thread::Builder::new()
-            .name("batch-engine".into())
-            .spawn(move || step_loop.run())?;
-        Ok(EngineHandle {
-            inner: Arc::new(Inner { shared }),
-        })
+        let kv = KvBlocks::new(layout, options.prefix_cache);
+        let step_loop = StepLoop::new(model, kv, Arc::clone(&shared), options.prefill_chunk.get());
+        let inner = Arc::new(Inner { shared });
+        (EngineHandle { inner }, step_loop)
     }
 }
 
@@ -87,26 +103,44 @@ impl EngineHandle {
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
         let shared = &self.inner.shared;
         let max_tokens = check(&request, &shared.limits)?;
-        let Request { prompt, sampling, .. } = request;
+        let prompt_tokens = request.prompt.len();
+        let sampler = Sampler::new(&request.prompt, request.sampling, request.logprobs, request.constraint);
+        let prompt_logprobs = request.prompt_logprobs.then(|| request.logprobs.unwrap_or(0));
         shared.enqueue(|id| {
-            let (generation, reply) = Generation::new(
+            let buffer = shared.limits.token_buffer;
+            let (generation, reply) = Generation::new(id, Arc::clone(shared), prompt_tokens, max_tokens, buffer);
+            let waiting = Waiting {
                 id,
-                Arc::clone(shared),
-                prompt.len(),
+                prompt: request.prompt,
                 max_tokens,
-                shared.limits.token_buffer,
-            );
-            (
-                generation,
-                Waiting {
-                    id,
-                    prompt,
-                    max_tokens,
-                    sampling,
-                    reply,
-                    span: Span::current(),
-                },
-            )
+                task: Task::answer(reply, sampler, prompt_logprobs),
+                span: Span::current(),
+            };
+            (generation, waiting)
+        })
+    }
+
+    /// Queues a text to be embedded, among the requests of [`Self::submit`] and under their rules. Nothing of it is
+    /// taken from the prefix cache, nor kept there.
+    pub fn embed(&self, tokens: Vec<u32>, pooling: Pooling) -> Result<Embedding, SubmitError> {
+        let shared = &self.inner.shared;
+        let context_length = shared.limits.context_length;
+        if tokens.len() > context_length {
+            let tokens = tokens.len();
+            return Err(SubmitError::TextTooLong { tokens, context_length });
+        }
+        check_tokens(&tokens, &shared.limits)?;
+        let pooler = Pooler::new(pooling, shared.limits.hidden_size);
+        shared.enqueue(|id| {
+            let (embedding, reply) = Embedding::new(id, Arc::clone(shared));
+            let waiting = Waiting {
+                id,
+                prompt: tokens,
+                max_tokens: 0,
+                task: Task::embedding(reply, pooler),
+                span: Span::current(),
+            };
+            (embedding, waiting)
         })
     }
 
@@ -168,31 +202,85 @@ impl fmt::Debug for EngineHandle {
 
 /// How many tokens the answer may have, if the request is one that can be served.
 fn check(request: &Request, limits: &Limits) -> Result<usize, SubmitError> {
-    let Sampling {
-        temperature,
-        top_p,
-        seed: _,
-    } = request.sampling;
-    if !temperature.is_finite() || temperature < 0.0 {
-        return Err(SubmitError::InvalidTemperature(temperature));
+    check_sampling(&request.sampling, limits.vocab_size)?;
+    if let Some(asked) = request.logprobs.filter(|&asked| asked > MAX_LOGPROBS) {
+        return Err(SubmitError::TooManyLogprobs(asked));
     }
-    if !(0.0..=1.0).contains(&top_p) {
-        return Err(SubmitError::InvalidTopP(top_p));
-    }
+    check_tokens(&request.prompt, limits)?;
     let prompt_tokens = request.prompt.len();
-    if prompt_tokens == 0 {
-        return Err(SubmitError::EmptyPrompt);
-    }
     let context_length = limits.context_length;
-    if prompt_tokens >= context_length {
+    // Who wants no answer, but the prompt's log-probabilities, needs no room for one.
+    if prompt_tokens + request.max_tokens.min(1) > context_length {
         return Err(SubmitError::ContextLengthExceeded {
             prompt_tokens,
             context_length,
         });
     }
-    let vocab_size = limits.vocab_size;
-    if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
-        return Err(SubmitError::UnknownToken { token, vocab_size });
-    }
     Ok(request.max_tokens.min(context_length - prompt_tokens))
+}
+
+fn check_tokens(tokens: &[u32], limits: &Limits) -> Result<(), SubmitError> {
+    if tokens.is_empty() {
+        return Err(SubmitError::EmptyPrompt);
+    }
+    let vocab_size = limits.vocab_size;
+    match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        Some(&token) => Err(SubmitError::UnknownToken { token, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+fn check_sampling(sampling: &Sampling, vocab_size: usize) -> Result<(), SubmitError> {
+    const PROBABILITY: &str = "between 0 and 1";
+    let is_probability = |value: f32| (0.0..=1.0).contains(&value);
+    let Sampling {
+        temperature,
+        top_k: _,
+        top_p,
+        min_p,
+        typical_p,
+        repetition_penalty: repetition,
+        presence_penalty: presence,
+        frequency_penalty: frequency,
+        logit_bias,
+        seed: _,
+    } = sampling;
+    let finite = |value: f32| value.is_finite();
+    let checks: [(&'static str, f32, bool, &'static str); 7] = [
+        (
+            "temperature",
+            *temperature,
+            finite(*temperature) && *temperature >= 0.0,
+            "a number of 0 or more",
+        ),
+        ("top_p", *top_p, is_probability(*top_p), PROBABILITY),
+        ("min_p", *min_p, is_probability(*min_p), PROBABILITY),
+        ("typical_p", *typical_p, is_probability(*typical_p), PROBABILITY),
+        (
+            "repetition_penalty",
+            *repetition,
+            finite(*repetition) && *repetition > 0.0,
+            "a number above 0",
+        ),
+        ("presence_penalty", *presence, finite(*presence), "a number"),
+        ("frequency_penalty", *frequency, finite(*frequency), "a number"),
+    ];
+    for (field, value, is_valid, expected) in checks {
+        if !is_valid {
+            return Err(SubmitError::InvalidSampling { field, value, expected });
+        }
+    }
+    for &(token, value) in logit_bias {
+        if token as usize >= vocab_size {
+            return Err(SubmitError::UnknownBiasToken { token, vocab_size });
+        }
+        if !value.is_finite() {
+            return Err(SubmitError::InvalidSampling {
+                field: "logit_bias",
+                value,
+                expected: "a number",
+            });
+        }
+    }
+    Ok(())
 }

@@ -9,10 +9,12 @@ pub struct Load {
     pub running: usize,
     /// Requests that wait for a slot or for room in the KV cache.
     pub waiting: usize,
-    /// Tokens held in the KV cache.
+    /// Room in the blocks that running sequences hold, in tokens. A block that several hold counts once.
     pub kv_used_tokens: usize,
-    /// Tokens that the running sequences may come to hold; what admission goes by.
+    /// Room in the blocks that running sequences hold or may come to hold, in tokens; what admission goes by.
     pub kv_reserved_tokens: usize,
+    /// Tokens in the blocks that only the prefix cache keeps. They give way to whoever needs room.
+    pub kv_cached_tokens: usize,
     /// Tokens that the KV cache can hold.
     pub kv_total_tokens: usize,
     /// Tokens decoded per second over the last 5 seconds, or since decoding began where that is less.
@@ -24,13 +26,20 @@ pub struct Load {
 pub struct Counters {
     /// Prompt tokens run through the model.
     pub prefill_tokens: u64,
+    /// Prompt tokens of begun answers that could have been in the prefix cache: all but each prompt's last, and none of
+    /// requests that do not use it.
+    pub prefix_lookup_tokens: u64,
+    /// Those of them that were, and were not run again.
+    pub prefix_hit_tokens: u64,
+    /// Blocks of the prefix cache that gave way to new ones.
+    pub prefix_evicted_blocks: u64,
     /// Tokens generated and handed to readers.
     pub decode_tokens: u64,
     /// Steps run.
     pub steps: u64,
     /// Time spent in steps, sampling included.
     pub step_time: Duration,
-    /// Answers completed.
+    /// Answers and embeddings completed.
     pub finished: u64,
     /// Requests whose reader left before their end.
     pub cancelled: u64,
@@ -41,6 +50,9 @@ pub struct Counters {
 impl Counters {
     pub(crate) fn add(&mut self, more: &Self) {
         self.prefill_tokens += more.prefill_tokens;
+        self.prefix_lookup_tokens += more.prefix_lookup_tokens;
+        self.prefix_hit_tokens += more.prefix_hit_tokens;
+        self.prefix_evicted_blocks += more.prefix_evicted_blocks;
         self.decode_tokens += more.decode_tokens;
         self.steps += more.steps;
         self.step_time += more.step_time;

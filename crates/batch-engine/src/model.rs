@@ -2,50 +2,78 @@
 
 use std::fmt;
 
-/// A model that runs several sequences in one step. The engine owns it on one OS thread.
+/// A model that runs parts of several sequences in one step. The engine owns it on one OS thread.
 ///
-/// Each open sequence has its own KV cache and its own position: feeding tokens appends to the cache. A sequence's
-/// logits must not depend on what else is in the batch beyond rounding.
+/// It remembers nothing of a sequence but what lies in KV blocks: each input names the blocks that hold, or take, its
+/// sequence's keys and values. A token's row must not depend on what else is in the batch, on how the tokens before it
+/// were cut into steps, nor on which sequence has written their blocks, beyond rounding.
 pub trait Model: Send + 'static {
     /// Number of logits per token.
     fn vocab_size(&self) -> usize;
 
+    /// Number of values in a token's hidden state.
+    fn hidden_size(&self) -> usize;
+
     /// Longest sequence in tokens, prompt and answer together.
     fn context_length(&self) -> usize;
-
-    /// Tokens that all KV caches together can hold.
-    fn kv_capacity(&self) -> usize;
 
     /// Whether this token ends an answer.
     fn is_end(&self, token: u32) -> bool;
 
-    /// Opens an empty sequence that will never hold more than `max_tokens` tokens.
-    fn open(&mut self, max_tokens: usize) -> Result<SequenceId, ModelError>;
+    /// The room for keys and values. Does not change.
+    fn kv_layout(&self) -> KvLayout;
 
-    /// Ends a sequence and frees its KV cache. Unknown ids are ignored.
-    fn close(&mut self, sequence: SequenceId);
-
-    /// Runs all inputs in one forward pass. For every input with `wants_logits`, in order, appends the
-    /// `vocab_size()` logits of its last token to `logits` (which is cleared first).
-    fn step(&mut self, inputs: &[StepInput<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError>;
+    /// Runs all inputs in one forward pass: writes the keys and values of their tokens into their blocks, and appends to
+    /// `rows` (which is cleared first), for each input in order, what its `output` asks for.
+    fn step(&mut self, inputs: &[StepInput<'_>], rows: &mut Vec<f32>) -> Result<(), ModelError>;
 }
 
-/// Names an open sequence of one model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
+/// The room for keys and values: blocks `0..blocks`, each for `block_tokens` consecutive tokens of a sequence, in all
+/// layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Tokens per block, at least one.
+    pub block_tokens: usize,
+    /// Number of blocks, fewer than 2^32 - 1.
+    pub blocks: usize,
+}
+
+impl KvLayout {
+    /// Tokens that all blocks together hold.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.block_tokens.saturating_mul(self.blocks)
+    }
+}
 
 /// One sequence's share of a step: a chunk of its prompt (prefill), or its last token (decode).
 #[derive(Debug, Clone, Copy)]
 pub struct StepInput<'a> {
-    /// The sequence.
-    pub sequence: SequenceId,
-    /// One token or more; appended to the sequence's KV cache.
+    /// One token or more, at `position` and the positions after it.
     pub tokens: &'a [u32],
-    /// Whether the last token's logits are wanted.
-    pub wants_logits: bool,
+    /// Tokens of the sequence that lie in its blocks already.
+    pub position: usize,
+    /// The sequence's block table: position `p` is in block `blocks[p / block_tokens]`. Has room for `tokens`, too.
+    /// Blocks before the one of `position` may be shared with other inputs; those that `tokens` fall into are not.
+    pub blocks: &'a [u32],
+    /// What is wanted of `tokens`.
+    pub output: Output,
 }
 
-/// Why a model could not open a sequence or run a step.
+/// What a step returns for an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Nothing; the prompt goes on.
+    Nothing,
+    /// `vocab_size` logits of the last token.
+    Last,
+    /// `vocab_size` logits of each token.
+    All,
+    /// `hidden_size` values of each token: its hidden state after the last norm, before the head.
+    Hidden,
+}
+
+/// Why a model could not run a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelError(pub String);
 

@@ -1,6 +1,6 @@
 //! What handles, readers and the step loop share: the queue, the figures, the life-cycle.
 //!
-//! The lock is held for a few instructions at a time, never across a step or an await.
+//! The lock is held for a few microseconds at a time, never across a step or an await.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use crate::generation::Reply;
-use crate::{Counters, Load, Sampling, SubmitError};
+use crate::sequence::Task;
+use crate::{Counters, Load, SubmitError};
 
 /// The engine's life. `Running -> Draining -> Stopped`; `Running | Draining -> Failed`, which is final.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,22 +27,13 @@ pub enum EngineState {
 }
 
 /// A request that waits for admission.
-#[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) id: u64,
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_tokens: usize,
-    pub(crate) sampling: Sampling,
-    pub(crate) reply: Reply,
+    pub(crate) task: Task,
     /// Where the request was submitted.
     pub(crate) span: Span,
-}
-
-impl Waiting {
-    /// Tokens of the KV cache that the sequence may come to hold.
-    pub(crate) fn reserved(&self) -> usize {
-        self.prompt.len() + self.max_tokens
-    }
 }
 
 /// What is fixed at the start.
@@ -52,12 +43,12 @@ pub(crate) struct Limits {
     pub(crate) queue_limit: usize,
     pub(crate) token_buffer: usize,
     pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
     /// Tokens that one sequence may have, prompt and answer together, and that always fit into the KV cache.
     pub(crate) context_length: usize,
-    pub(crate) kv_capacity: usize,
+    pub(crate) kv_total_tokens: usize,
 }
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     inbox: Mutex<Inbox>,
@@ -70,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) ended: CancellationToken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Inbox {
     queue: VecDeque<Waiting>,
     /// Slots taken, as of the last step.
@@ -87,6 +78,7 @@ pub(crate) struct Report {
     pub(crate) running: usize,
     pub(crate) kv_used_tokens: usize,
     pub(crate) kv_reserved_tokens: usize,
+    pub(crate) kv_cached_tokens: usize,
     pub(crate) tokens_per_second: f64,
     /// What was counted since the last report.
     pub(crate) counted: Counters,
@@ -100,7 +92,7 @@ impl Shared {
             attention: Condvar::new(),
             state: watch::Sender::new(EngineState::Running),
             load: watch::Sender::new(Load {
-                kv_total_tokens: limits.kv_capacity,
+                kv_total_tokens: limits.kv_total_tokens,
                 ..Load::default()
             }),
             ended: CancellationToken::new(),
@@ -195,12 +187,14 @@ impl Shared {
         inbox.queue.is_empty() && *self.state.borrow() == EngineState::Draining
     }
 
-    /// Takes the waiting requests that can start now, in the order of their arrival.
-    pub(crate) fn admit(&self, free_slots: usize, free_kv_tokens: usize) -> VecDeque<Waiting> {
+    /// Takes the request that has waited longest, if `room` finds room for it: strictly in order, so that a large one is
+    /// not overtaken for ever by small ones. From now on it counts as running.
+    pub(crate) fn admit<T>(&self, room: impl FnOnce(&Waiting) -> Option<T>) -> Option<(Waiting, T)> {
         let mut inbox = self.lock();
-        let count = admissible(inbox.queue.iter().map(Waiting::reserved), free_slots, free_kv_tokens);
-        inbox.running += count;
-        inbox.queue.drain(..count).collect()
+        let room = room(inbox.queue.front()?)?;
+        let waiting = inbox.queue.pop_front()?;
+        inbox.running += 1;
+        Some((waiting, room))
     }
 
     /// Makes the step loop's figures visible.
@@ -213,7 +207,8 @@ impl Shared {
             waiting: inbox.queue.len(),
             kv_used_tokens: report.kv_used_tokens,
             kv_reserved_tokens: report.kv_reserved_tokens,
-            kv_total_tokens: self.limits.kv_capacity,
+            kv_cached_tokens: report.kv_cached_tokens,
+            kv_total_tokens: self.limits.kv_total_tokens,
             tokens_per_second: report.tokens_per_second,
         });
     }
@@ -260,36 +255,5 @@ impl Shared {
             *published = load;
             changed
         });
-    }
-}
-
-/// How many waiting requests, given what each reserves, can start: strictly in order, so that a large one is not
-/// overtaken for ever by small ones.
-fn admissible(reserved: impl Iterator<Item = usize>, free_slots: usize, mut free_kv_tokens: usize) -> usize {
-    reserved
-        .take(free_slots)
-        .take_while(|&tokens| {
-            let fits = tokens <= free_kv_tokens;
-            free_kv_tokens = free_kv_tokens.saturating_sub(tokens);
-            fits
-        })
-        .count()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::admissible;
-
-    #[test]
-    fn requests_start_while_there_are_slots_and_room() {
-        assert_eq!(admissible([10, 10, 10].into_iter(), 8, 30), 3);
-        assert_eq!(admissible([10, 10, 10].into_iter(), 2, 30), 2);
-        assert_eq!(admissible([10, 10, 10].into_iter(), 8, 29), 2);
-        assert_eq!(admissible([10].into_iter(), 0, 30), 0);
-    }
-
-    #[test]
-    fn a_small_request_does_not_overtake_a_large_one() {
-        assert_eq!(admissible([10, 100, 1].into_iter(), 8, 50), 1);
     }
 }

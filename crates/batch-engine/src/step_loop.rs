@@ -1,51 +1,51 @@
 //! The engine's thread: admits, steps, samples, delivers, until there is nothing left to do for ever.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::generation::{Outcome, Reply};
+use crate::compose::{Composer, Share};
+use crate::kv::KvBlocks;
 use crate::load::{self, RateWindow};
 use crate::sampling::Scratch;
-use crate::sequence::{Sequence, Share, plan};
-use crate::shared::{Report, Shared, Waiting};
-use crate::{Counters, FinishReason, Model};
+use crate::sequence::{Ended, Outcome, Sequence, Task};
+use crate::shared::{Report, Shared};
+use crate::{Counters, Model, Output, StepInput};
 
 pub(crate) struct StepLoop {
     model: Box<dyn Model>,
+    kv: KvBlocks,
     shared: Arc<Shared>,
-    prefill_chunk: usize,
-    /// Admitted and not yet open. Here, like the next two, so that a panic of the model leaves nobody without an answer.
-    joining: VecDeque<Waiting>,
+    composer: Composer,
     /// In order of admission.
     running: Vec<Sequence>,
-    /// Ended and not yet told.
-    leaving: Vec<Sequence>,
+    /// Ended and not yet told. Here so that a panic leaves nobody without an answer.
+    leaving: Vec<Ended>,
     /// Counted since the last report.
     counted: Counters,
+    /// Blocks that the prefix cache had given up at the last report.
+    reported_evictions: u64,
     rate: RateWindow,
     // Kept between steps for their memory.
-    shares: Vec<Share>,
-    logits: Vec<f32>,
+    rows: Vec<f32>,
     scratch: Scratch,
 }
 
 impl StepLoop {
-    pub(crate) fn new(model: Box<dyn Model>, shared: Arc<Shared>, prefill_chunk: usize) -> Self {
+    pub(crate) fn new(model: Box<dyn Model>, kv: KvBlocks, shared: Arc<Shared>, prefill_chunk: usize) -> Self {
         Self {
+            scratch: Scratch::new(model.vocab_size()),
             model,
+            kv,
             shared,
-            prefill_chunk,
-            joining: VecDeque::new(),
+            composer: Composer::new(prefill_chunk),
             running: Vec::new(),
             leaving: Vec::new(),
             counted: Counters::default(),
+            reported_evictions: 0,
             rate: RateWindow::new(Instant::now()),
-            shares: Vec::new(),
-            logits: Vec::new(),
-            scratch: Scratch::default(),
+            rows: Vec::new(),
         }
     }
 
@@ -70,17 +70,27 @@ impl StepLoop {
     fn serve(&mut self) -> Result<(), String> {
         loop {
             self.shared.attend();
-            self.remove_ended();
-            self.admit();
-            plan(&self.running, self.prefill_chunk, &mut self.shares);
-            if !self.shares.is_empty() {
-                self.step()?;
-            } else if self.running.is_empty() && self.shared.is_drained() {
-                return Ok(());
-            } else {
-                self.sleep();
+            if self.turn()? {
+                continue;
             }
+            if self.running.is_empty() && self.shared.is_drained() {
+                return Ok(());
+            }
+            self.sleep();
         }
+    }
+
+    /// Looks at everything once, and runs a step if there is anything to run. Returns whether there was.
+    fn turn(&mut self) -> Result<bool, String> {
+        self.remove_ended();
+        self.admit();
+        self.composer.compose(&mut self.running, &mut self.kv);
+        self.publish();
+        if self.composer.shares().is_empty() {
+            return Ok(false);
+        }
+        self.step()?;
+        Ok(true)
     }
 
     /// Nothing can be run: there is no request, or the readers stay behind.
@@ -90,75 +100,61 @@ impl StepLoop {
         self.shared.sleep(limit);
     }
 
-    /// Opens a sequence for each request that can start now.
+    /// Starts a sequence for each request that can start now.
     fn admit(&mut self) {
-        loop {
-            let limits = &self.shared.limits;
-            let reserved: usize = self.running.iter().map(Sequence::reserved).sum();
-            let free_slots = limits.max_sequences - self.running.len();
-            self.joining = self.shared.admit(free_slots, limits.kv_capacity - reserved);
-            if self.joining.is_empty() {
-                return;
+        while self.running.len() < self.shared.limits.max_sequences {
+            let kv = &mut self.kv;
+            let Some((waiting, table)) = self.shared.admit(|waiting| Sequence::admit(waiting, kv)) else {
+                break;
+            };
+            if waiting.task.needs_model(waiting.max_tokens) {
+                let (prompt_tokens, cached_tokens) = (waiting.prompt.len(), self.kv.cached_tokens(&table));
+                tracing::debug!(parent: &waiting.span, prompt_tokens, cached_tokens, "sequence starts");
+                self.running.push(Sequence::new(waiting, table, &self.kv));
+            } else {
+                self.kv.release(table);
+                let outcome = Ok(());
+                count_end(&mut self.counted, Some(&outcome));
+                self.publish();
+                waiting.task.finish(outcome);
             }
-            // Those that do not get a sequence make room for others: another round.
-            self.open_joining();
-            self.publish();
         }
     }
 
-    fn open_joining(&mut self) {
-        while let Some(waiting) = self.joining.front() {
-            // No token wanted, no work.
-            let opened = (waiting.max_tokens > 0).then(|| self.model.open(waiting.reserved()));
-            let Some(waiting) = self.joining.pop_front() else {
-                return;
-            };
-            let outcome = match opened {
-                Some(Ok(id)) => {
-                    tracing::debug!(parent: &waiting.span, prompt_tokens = waiting.prompt.len(), "sequence starts");
-                    self.running.push(Sequence::new(id, waiting));
-                    continue;
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(parent: &waiting.span, %error, "sequence not opened");
-                    Err(format!("the model could not open a sequence: {error}"))
-                }
-                None => Ok(FinishReason::Length),
-            };
-            count_end(&mut self.counted, Some(&outcome));
-            self.publish();
-            waiting.reply.finish(outcome);
-        }
-    }
-
-    /// Runs what was planned, and chooses a token for each sequence that is ready for one.
+    /// Runs what was composed, and gives each sequence what the model returned for it.
     fn step(&mut self) -> Result<(), String> {
         let started = Instant::now();
-        let inputs: Vec<_> = self
-            .shares
+        let shares = self.composer.shares();
+        let inputs: Vec<StepInput<'_>> = shares
             .iter()
             .map(|share| self.running[share.place].input(share))
             .collect();
         self.model
-            .step(&inputs, &mut self.logits)
+            .step(&inputs, &mut self.rows)
             .map_err(|error| format!("the model failed at a step: {error}"))?;
-        let vocab_size = self.shared.limits.vocab_size;
-        let wanted = self.shares.iter().filter(|share| share.wants_logits).count() * vocab_size;
-        if self.logits.len() != wanted {
-            return Err(format!(
-                "the model returned {} logits instead of {wanted}",
-                self.logits.len()
-            ));
+        let limits = &self.shared.limits;
+        let values = |share: &Share| match share.output {
+            Output::Nothing => 0,
+            Output::Last => limits.vocab_size,
+            Output::All => share.tokens * limits.vocab_size,
+            Output::Hidden => share.tokens * limits.hidden_size,
+        };
+        let wanted: usize = shares.iter().map(values).sum();
+        if self.rows.len() != wanted {
+            let returned = self.rows.len();
+            return Err(format!("the model returned {returned} values instead of {wanted}"));
         }
-        let mut rows = self.logits.chunks_exact(vocab_size);
+        let mut rest = self.rows.as_mut_slice();
         let mut decoded = 0;
-        for share in &self.shares {
+        for share in shares {
+            let rows;
+            (rows, rest) = rest.split_at_mut(values(share));
             let sequence = &mut self.running[share.place];
-            self.counted.prefill_tokens += sequence.fed(share) as u64;
-            let row = if share.wants_logits { rows.next() } else { None };
-            if row.is_some_and(|logits| sequence.choose_next(logits, &mut self.scratch, &*self.model)) {
-                decoded += 1;
-            }
+            let progress = sequence.advance(share, rows, &mut self.kv, &*self.model, &mut self.scratch);
+            self.counted.prefill_tokens += progress.prefilled as u64;
+            self.counted.prefix_lookup_tokens += progress.looked_up as u64;
+            self.counted.prefix_hit_tokens += progress.hit as u64;
+            decoded += progress.decoded as u64;
         }
         let now = Instant::now();
         self.rate.record(decoded, now);
@@ -168,36 +164,41 @@ impl StepLoop {
         Ok(())
     }
 
-    /// Frees the slots and the KV caches of sequences that have ended or whose reader has left, makes that visible,
-    /// and only then tells the readers.
+    /// Frees the slots and the KV blocks of sequences that have ended or whose reader has left, makes that visible, and
+    /// only then tells the readers.
     fn remove_ended(&mut self) {
-        self.leaving.extend(self.running.extract_if(.., |sequence| {
-            sequence.outcome.is_some() || sequence.reply.is_abandoned()
-        }));
-        for sequence in &self.leaving {
-            self.model.close(sequence.id);
+        for sequence in self.running.extract_if(.., |sequence| sequence.has_ended()) {
+            let (table, ended) = sequence.end();
+            self.kv.release(table);
+            count_end(&mut self.counted, ended.outcome.as_ref());
+            self.leaving.push(ended);
         }
-        for sequence in &self.leaving {
-            count_end(&mut self.counted, sequence.outcome.as_ref());
+        if !self.leaving.is_empty() {
+            self.publish();
         }
-        self.publish();
-        for sequence in self.leaving.drain(..) {
-            let generated_tokens = sequence.generated();
-            let Sequence {
-                span, reply, outcome, ..
-            } = sequence;
+        for ended in self.leaving.drain(..) {
+            let Ended {
+                span,
+                task,
+                outcome,
+                generated_tokens,
+            } = ended;
             tracing::debug!(parent: &span, generated_tokens, ?outcome, "sequence ends");
             if let Some(outcome) = outcome {
-                reply.finish(outcome);
+                task.finish(outcome);
             }
         }
     }
 
     fn publish(&mut self) {
+        let evictions = self.kv.evicted();
+        self.counted.prefix_evicted_blocks += evictions - self.reported_evictions;
+        self.reported_evictions = evictions;
         self.shared.publish(&Report {
-            running: self.running.len() + self.joining.len(),
-            kv_used_tokens: self.running.iter().map(Sequence::held).sum(),
-            kv_reserved_tokens: self.running.iter().map(Sequence::reserved).sum(),
+            running: self.running.len(),
+            kv_used_tokens: self.kv.used_tokens(),
+            kv_reserved_tokens: self.kv.reserved_tokens(),
+            kv_cached_tokens: self.kv.kept_tokens(),
             tokens_per_second: self.rate.per_second(Instant::now()),
             counted: std::mem::take(&mut self.counted),
         });
@@ -207,19 +208,29 @@ impl StepLoop {
     fn fail(&mut self, reason: &str) {
         tracing::error!(reason, running = self.running.len(), "engine failed");
         let waiting = self.shared.fail(reason);
-        let begun = self.leaving.drain(..).chain(self.running.drain(..));
-        let not_begun = self.joining.drain(..).chain(waiting);
-        let ends: Vec<(Reply, Outcome)> = begun
-            .map(|sequence| (sequence.reply, sequence.outcome))
-            .chain(not_begun.map(|waiting| (waiting.reply, None)))
-            .map(|(reply, outcome)| (reply, outcome.unwrap_or_else(|| Err(reason.to_owned()))))
-            .collect();
-        for (_, outcome) in &ends {
+        let broken = || Err(reason.to_owned());
+        // Those that are leaving have been counted.
+        let mut ends: Vec<(Task, Outcome)> = Vec::new();
+        ends.extend(
+            self.leaving
+                .drain(..)
+                .map(|ended| (ended.task, ended.outcome.unwrap_or_else(broken))),
+        );
+        let counted = ends.len();
+        ends.extend(self.running.drain(..).map(|sequence| {
+            let (_, ended) = sequence.end();
+            (ended.task, ended.outcome.unwrap_or_else(broken))
+        }));
+        ends.extend(waiting.into_iter().map(|waiting| (waiting.task, broken())));
+        for (_, outcome) in &ends[counted..] {
             count_end(&mut self.counted, Some(outcome));
         }
-        self.publish();
-        for (reply, outcome) in ends {
-            reply.finish(outcome);
+        self.shared.publish(&Report {
+            counted: std::mem::take(&mut self.counted),
+            ..Report::default()
+        });
+        for (task, outcome) in ends {
+            task.finish(outcome);
         }
     }
 }
@@ -234,7 +245,7 @@ fn count_end(counters: &mut Counters, outcome: Option<&Outcome>) {
 }
 
 /// What a panic said.
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     if let Some(text) = panic.downcast_ref::<&str>() {
         text
     } else if let Some(text) = panic.downcast_ref::<String>() {
@@ -243,3 +254,6 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         "(no message)"
     }
 }
+
+#[cfg(test)]
+mod simulation;

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use batch_engine::{EngineHandle, EngineState, Event, Model, ModelError, SequenceId, StepInput, SubmitError};
+use batch_engine::{EngineHandle, EngineState, Event, KvLayout, Model, ModelError, StepInput, SubmitError};
 
-use crate::fake::{FakeModel, Refusal, VOCAB_SIZE, Verdict};
-use crate::{options, read, request, submit, until_idle};
+use crate::fake::{FakeModel, HIDDEN_SIZE, VOCAB_SIZE, Verdict};
+use crate::{options, read, request, submit};
 
 /// Breaks the model at its second step, with one sequence running and one waiting; returns the engine and its reason.
 async fn break_at_a_step(verdict: Verdict) -> (EngineHandle, String) {
@@ -53,47 +53,9 @@ async fn a_failing_step_answers_everybody_and_the_engine_says_failed() {
 }
 
 #[tokio::test]
-async fn a_model_that_returns_the_wrong_number_of_logits_has_failed() {
-    let (_, reason) = break_at_a_step(Verdict::TooFewLogits).await;
-    assert_eq!(reason, "the model returned 99 logits instead of 100");
-}
-
-#[tokio::test]
-async fn a_sequence_that_cannot_be_opened_fails_alone() {
-    let engine = FakeModel {
-        refuses: Some((0, Refusal::Error)),
-        ..FakeModel::new()
-    }
-    .start(options(1, 4));
-    let mut refused = submit(&engine, &[10], 3);
-    // Waits for the only slot, which the refused one does not keep.
-    let mut next = submit(&engine, &[20], 3);
-    let reason = "the model could not open a sequence: no memory";
-    assert_eq!(read(&mut refused).await, (vec![], Event::Failed(reason.into())));
-    assert_eq!(read(&mut next).await.0, [21, 22, 23]);
-    until_idle(&engine).await;
-    assert_eq!((engine.counters().failed, engine.counters().finished), (1, 1));
-    assert_eq!(*engine.state().borrow(), EngineState::Running);
-}
-
-#[tokio::test]
-async fn a_panic_while_a_sequence_is_opened_answers_everybody() {
-    let model = FakeModel {
-        refuses: Some((1, Refusal::Panic)),
-        ..FakeModel::new()
-    };
-    let (engine, model) = model.start_held(options(3, 256));
-    let mut running = submit(&engine, &[10], 10);
-    model.held_step();
-    let mut joining = submit(&engine, &[20], 10);
-    let mut after_it = submit(&engine, &[30], 10);
-    let mut waiting = submit(&engine, &[40], 10);
-    model.end_step(Verdict::Go);
-    let failed = Event::Failed("the model panicked: no memory at all".into());
-    for answer in [&mut running, &mut joining, &mut after_it, &mut waiting] {
-        assert_eq!(read(answer).await.1, failed);
-    }
-    assert_eq!(engine.counters().failed, 4);
+async fn a_model_that_returns_the_wrong_number_of_values_has_failed() {
+    let (_, reason) = break_at_a_step(Verdict::TooFewValues).await;
+    assert_eq!(reason, "the model returned 99 values instead of 100");
 }
 
 #[tokio::test]
@@ -126,19 +88,21 @@ impl Model for PanicsWhenDropped {
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
     }
-    fn context_length(&self) -> usize {
-        10
+    fn hidden_size(&self) -> usize {
+        HIDDEN_SIZE
     }
-    fn kv_capacity(&self) -> usize {
+    fn context_length(&self) -> usize {
         10
     }
     fn is_end(&self, _: u32) -> bool {
         true
     }
-    fn open(&mut self, _: usize) -> Result<SequenceId, ModelError> {
-        Err(ModelError("never opened".into()))
+    fn kv_layout(&self) -> KvLayout {
+        KvLayout {
+            block_tokens: 1,
+            blocks: 10,
+        }
     }
-    fn close(&mut self, _: SequenceId) {}
     fn step(&mut self, _: &[StepInput<'_>], _: &mut Vec<f32>) -> Result<(), ModelError> {
         Err(ModelError("never stepped".into()))
     }

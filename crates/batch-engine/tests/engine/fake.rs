@@ -1,49 +1,37 @@
 //! A fake model: it multiplies nothing. By default its greedy answer counts upwards from the prompt's last token until
 //! [`END`]. It checks what a model may rely on, and a [`Controller`] decides when, and how, each step ends.
 
-use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use batch_engine::{Engine, EngineHandle, EngineOptions, Model, ModelError, SequenceId, StepInput};
+use batch_engine::{Engine, EngineHandle, EngineOptions, KvLayout, Model, ModelError, Output, StepInput};
+
+use crate::pages::{Pages, Part};
 
 pub(crate) const VOCAB_SIZE: usize = 100;
 /// Ends an answer.
 pub(crate) const END: u32 = 99;
+pub(crate) const BLOCK_TOKENS: usize = 4;
+pub(crate) const HIDDEN_SIZE: usize = 2;
 
 /// Writes the logits that follow these tokens.
 type Logits = Box<dyn Fn(&[u32], &mut [f32]) + Send>;
 
 pub(crate) struct FakeModel {
     pub(crate) context_length: usize,
-    pub(crate) kv_capacity: usize,
+    /// Number of blocks, each for [`BLOCK_TOKENS`].
+    pub(crate) blocks: usize,
     pub(crate) logits: Logits,
-    /// Which sequence, counted from 0, is not opened, and how that fails.
-    pub(crate) refuses: Option<(usize, Refusal)>,
     pub(crate) inside: Inside,
 }
 
 /// What a test has no need to set.
 #[derive(Default)]
 pub(crate) struct Inside {
-    opened: usize,
-    sequences: HashMap<SequenceId, Held>,
+    pages: Option<Pages>,
     gate: Option<Gate>,
     log: Arc<Mutex<Log>>,
-}
-
-/// How `open` fails.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Refusal {
-    Error,
-    Panic,
-}
-
-#[derive(Default)]
-struct Held {
-    tokens: Vec<u32>,
-    max_tokens: usize,
 }
 
 struct Gate {
@@ -51,36 +39,50 @@ struct Gate {
     verdicts: Receiver<Verdict>,
 }
 
-/// What the model has seen besides steps.
+/// What the model has done in all.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
-    /// `max_tokens` of each sequence, in the order of opening; the n-th has the id n.
-    pub(crate) opened: Vec<usize>,
-    pub(crate) closed: Vec<u64>,
+    pub(crate) tokens: usize,
 }
 
 /// One input of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    pub(crate) sequence: u64,
+    pub(crate) position: usize,
     pub(crate) tokens: Vec<u32>,
-    pub(crate) wants_logits: bool,
+    pub(crate) output: Output,
 }
 
 /// An input that brings its sequence's next token.
-pub(crate) fn last(sequence: u64, tokens: &[u32]) -> Seen {
+pub(crate) fn last(position: usize, tokens: &[u32]) -> Seen {
     Seen {
-        sequence,
+        position,
         tokens: tokens.to_vec(),
-        wants_logits: true,
+        output: Output::Last,
     }
 }
 
 /// An input after which the prompt goes on.
-pub(crate) fn part(sequence: u64, tokens: &[u32]) -> Seen {
+pub(crate) fn part(position: usize, tokens: &[u32]) -> Seen {
     Seen {
-        wants_logits: false,
-        ..last(sequence, tokens)
+        output: Output::Nothing,
+        ..last(position, tokens)
+    }
+}
+
+/// An input of whose tokens all logits are wanted.
+pub(crate) fn all(position: usize, tokens: &[u32]) -> Seen {
+    Seen {
+        output: Output::All,
+        ..last(position, tokens)
+    }
+}
+
+/// An input of whose tokens the hidden states are wanted.
+pub(crate) fn hidden(position: usize, tokens: &[u32]) -> Seen {
+    Seen {
+        output: Output::Hidden,
+        ..last(position, tokens)
     }
 }
 
@@ -90,8 +92,8 @@ pub(crate) enum Verdict {
     Go,
     Error,
     Panic,
-    /// With a logit too few.
-    TooFewLogits,
+    /// With a value too few.
+    TooFewValues,
 }
 
 /// Holds and releases the model's steps. Once it is dropped they run freely.
@@ -126,13 +128,30 @@ impl FakeModel {
     pub(crate) fn new() -> Self {
         Self {
             context_length: 1000,
-            kv_capacity: 10_000,
+            blocks: 2500,
             logits: Box::new(|tokens, logits| {
                 let last = tokens.last().copied().unwrap_or_default();
                 logits[(last as usize + 1).min(END as usize)] = 1.0;
             }),
-            refuses: None,
             inside: Inside::default(),
+        }
+    }
+
+    /// A model whose logits look random and depend on all of the sequence's own tokens.
+    pub(crate) fn hashing() -> Self {
+        Self {
+            logits: Box::new(|tokens, logits| {
+                let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+                for &token in tokens {
+                    hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
+                }
+                for logit in logits.iter_mut() {
+                    hash = hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    *logit = f32::from((hash >> 48) as u16) / 10_000.0;
+                }
+                logits[END as usize] = f32::NEG_INFINITY;
+            }),
+            ..Self::new()
         }
     }
 
@@ -156,6 +175,27 @@ impl FakeModel {
     pub(crate) fn log(&self) -> Arc<Mutex<Log>> {
         Arc::clone(&self.inside.log)
     }
+
+    /// Waits at the gate, if there is one.
+    fn verdict(&self, inputs: &[StepInput<'_>]) -> Verdict {
+        let Some(gate) = &self.inside.gate else {
+            return Verdict::Go;
+        };
+        let seen = inputs.iter().map(|input| Seen {
+            position: input.position,
+            tokens: input.tokens.to_vec(),
+            output: input.output,
+        });
+        if gate.steps.send(seen.collect()).is_err() {
+            return Verdict::Go;
+        }
+        gate.verdicts.recv().unwrap_or(Verdict::Go)
+    }
+}
+
+/// The fake model's hidden state of a token.
+pub(crate) fn hidden_state(position: usize, token: u32) -> [f32; HIDDEN_SIZE] {
+    [token as f32, position as f32]
 }
 
 impl Model for FakeModel {
@@ -163,83 +203,61 @@ impl Model for FakeModel {
         VOCAB_SIZE
     }
 
-    fn context_length(&self) -> usize {
-        self.context_length
+    fn hidden_size(&self) -> usize {
+        HIDDEN_SIZE
     }
 
-    fn kv_capacity(&self) -> usize {
-        self.kv_capacity
+    fn context_length(&self) -> usize {
+        self.context_length
     }
 
     fn is_end(&self, token: u32) -> bool {
         token == END
     }
 
-    fn open(&mut self, max_tokens: usize) -> Result<SequenceId, ModelError> {
-        let number = self.inside.opened;
-        self.inside.opened += 1;
-        match self.refuses {
-            Some((refused, Refusal::Error)) if refused == number => return Err(ModelError("no memory".into())),
-            Some((refused, Refusal::Panic)) if refused == number => panic!("no memory at all"),
-            _ => {}
+    fn kv_layout(&self) -> KvLayout {
+        KvLayout {
+            block_tokens: BLOCK_TOKENS,
+            blocks: self.blocks,
         }
-        let reserved: usize = self.inside.sequences.values().map(|held| held.max_tokens).sum();
-        assert!(reserved + max_tokens <= self.kv_capacity, "the KV budget is exceeded");
-        assert!(max_tokens <= self.context_length, "the context is exceeded");
-        let id = SequenceId(number as u64);
-        self.inside.sequences.insert(
-            id,
-            Held {
-                tokens: Vec::new(),
-                max_tokens,
-            },
-        );
-        self.inside.log.lock().unwrap().opened.push(max_tokens);
-        Ok(id)
     }
 
-    fn close(&mut self, sequence: SequenceId) {
-        assert!(self.inside.sequences.remove(&sequence).is_some(), "closed twice");
-        self.inside.log.lock().unwrap().closed.push(sequence.0);
-    }
-
-    fn step(&mut self, inputs: &[StepInput<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+    fn step(&mut self, inputs: &[StepInput<'_>], rows: &mut Vec<f32>) -> Result<(), ModelError> {
         assert!(!inputs.is_empty(), "a step without work");
-        let mut verdict = Verdict::Go;
-        if let Some(gate) = &self.inside.gate {
-            let seen = inputs.iter().map(|input| Seen {
-                sequence: input.sequence.0,
-                tokens: input.tokens.to_vec(),
-                wants_logits: input.wants_logits,
-            });
-            if gate.steps.send(seen.collect()).is_ok() {
-                verdict = gate.verdicts.recv().unwrap_or(Verdict::Go);
-            }
-        }
-        logits.clear();
-        for input in inputs {
-            let held = self
-                .inside
-                .sequences
-                .get_mut(&input.sequence)
-                .expect("an open sequence");
-            assert!(!input.tokens.is_empty(), "an input without tokens");
-            held.tokens.extend_from_slice(input.tokens);
-            assert!(
-                held.tokens.len() <= held.max_tokens,
-                "more tokens than the sequence was opened for"
-            );
-            if input.wants_logits {
-                let start = logits.len();
-                logits.resize(start + VOCAB_SIZE, 0.0);
-                (self.logits)(&held.tokens, &mut logits[start..]);
+        let verdict = self.verdict(inputs);
+        let blocks = self.blocks;
+        let pages = self
+            .inside
+            .pages
+            .get_or_insert_with(|| Pages::new(BLOCK_TOKENS, blocks));
+        let parts: Vec<Part<'_>> = inputs
+            .iter()
+            .map(|input| (input.tokens, input.position, input.blocks))
+            .collect();
+        let sequences = pages.step(&parts);
+        rows.clear();
+        for (input, tokens) in inputs.iter().zip(&sequences) {
+            assert!(tokens.len() <= self.context_length, "the context is exceeded");
+            self.inside.log.lock().unwrap().tokens += input.tokens.len();
+            let mut add_logits = |tokens: &[u32]| {
+                let start = rows.len();
+                rows.resize(start + VOCAB_SIZE, 0.0);
+                (self.logits)(tokens, &mut rows[start..]);
+            };
+            match input.output {
+                Output::Nothing => {}
+                Output::Last => add_logits(tokens),
+                Output::All => (input.position..tokens.len()).for_each(|at| add_logits(&tokens[..=at])),
+                Output::Hidden => {
+                    rows.extend((input.position..tokens.len()).flat_map(|at| hidden_state(at, tokens[at])));
+                }
             }
         }
         match verdict {
             Verdict::Go => {}
             Verdict::Error => return Err(ModelError("the device is gone".into())),
             Verdict::Panic => panic!("a broken kernel"),
-            Verdict::TooFewLogits => drop(logits.pop()),
+            Verdict::TooFewValues => drop(rows.pop()),
         }
         Ok(())
     }

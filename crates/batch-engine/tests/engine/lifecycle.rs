@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use batch_engine::{EngineState, Event, FinishReason, SubmitError};
 
-use crate::fake::{FakeModel, Verdict};
+use crate::fake::{FakeModel, Verdict, last, part};
 use crate::{options, read, request, submit, until_idle};
 
 #[tokio::test]
@@ -65,34 +65,38 @@ async fn dropping_all_handles_ends_the_thread_after_the_last_answer() {
 #[tokio::test]
 async fn load_and_counters_tell_what_is_going_on() {
     let model = FakeModel {
-        kv_capacity: 5000,
+        blocks: 1250,
         ..FakeModel::new()
     };
     let (engine, model) = model.start_held(options(2, 3));
     assert_eq!((engine.max_sequences(), engine.context_length()), (2, 1000));
     let mut first = submit(&engine, &[10, 11, 12, 13], 2);
-    let mut second = submit(&engine, &[20], 2);
-    let third = submit(&engine, &[30], 2);
-
-    model.held_step();
+    assert_eq!(model.held_step(), [part(0, &[10, 11, 12])]);
     let load = engine.load();
     assert_eq!(
-        (load.kv_used_tokens, load.kv_total_tokens, load.tokens_per_second),
-        (0, 5000, 0.0)
+        (load.running, load.kv_used_tokens, load.kv_reserved_tokens),
+        (1, 4, 8),
+        "a block is held, and another is promised"
     );
+    assert_eq!((load.kv_total_tokens, load.tokens_per_second), (5000, 0.0));
+    let mut second = submit(&engine, &[20], 2);
+    let third = submit(&engine, &[30], 2);
     model.end_step(Verdict::Go);
 
-    model.held_step();
+    assert_eq!(model.held_step(), [last(3, &[13]), last(0, &[20])]);
     let load = engine.load();
     assert_eq!(
         (load.running, load.waiting, load.kv_used_tokens, load.kv_reserved_tokens),
-        (2, 1, 3, 9)
+        (2, 1, 8, 12)
     );
     model.end_step(Verdict::Go);
 
     model.held_step();
     let load = engine.load();
-    assert_eq!((load.running, load.kv_used_tokens), (2, 5));
+    assert_eq!(
+        (load.running, load.kv_used_tokens, load.kv_reserved_tokens),
+        (2, 12, 12)
+    );
     assert!(load.tokens_per_second > 0.0);
     drop(third);
     drop(model);

@@ -1,18 +1,23 @@
 //! The engine's behaviour, proven with a fake model whose steps the tests hold and release.
 
 mod fake;
+mod pages;
 
 mod admission;
 mod batching;
 mod cancellation;
+mod constraints;
+mod embeddings;
 mod failure;
 mod lifecycle;
+mod logprobs;
+mod prefixes;
 mod readers;
 mod seeds;
 
 use std::num::NonZeroUsize;
 
-use batch_engine::{EngineHandle, EngineOptions, Event, Generation, Request, Sampling};
+use batch_engine::{EngineHandle, EngineOptions, Event, Generation, Request};
 
 /// Options with these numbers of slots and of prompt tokens per step.
 fn options(max_sequences: usize, prefill_chunk: usize) -> EngineOptions {
@@ -28,7 +33,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
     Request {
         prompt: prompt.to_vec(),
         max_tokens,
-        sampling: Sampling::default(),
+        ..Request::default()
     }
 }
 
@@ -41,9 +46,17 @@ async fn read(generation: &mut Generation) -> (Vec<u32>, Event) {
     let mut tokens = Vec::new();
     loop {
         match generation.next().await.expect("an answer has an end") {
-            Event::Token(token) => tokens.push(token),
+            Event::Token(token) => tokens.push(token.id),
             end => return (tokens, end),
         }
+    }
+}
+
+/// The next event's token.
+async fn next_token(generation: &mut Generation) -> u32 {
+    match generation.next().await {
+        Some(Event::Token(token)) => token.id,
+        other => panic!("{other:?} instead of a token"),
     }
 }
 

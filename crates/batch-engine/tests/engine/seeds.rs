@@ -1,37 +1,21 @@
 use batch_engine::{EngineHandle, Generation, Request, Sampling};
 
-use crate::fake::{END, FakeModel};
+use crate::fake::FakeModel;
 use crate::{options, read};
-
-/// A model whose logits look random and depend on the sequence's own tokens only.
-fn hashing_model() -> FakeModel {
-    FakeModel {
-        logits: Box::new(|tokens, logits| {
-            let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-            for &token in tokens {
-                hash = (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
-            }
-            for logit in logits.iter_mut() {
-                hash = hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                *logit = f32::from((hash >> 48) as u16) / 10_000.0;
-            }
-            logits[END as usize] = f32::NEG_INFINITY;
-        }),
-        ..FakeModel::new()
-    }
-}
 
 fn submit(engine: &EngineHandle, prompt: &[u32], seed: Option<u64>, top_p: f32) -> Generation {
     let sampling = Sampling {
         temperature: 0.9,
         top_p,
         seed,
+        ..Sampling::default()
     };
     engine
         .submit(Request {
             prompt: prompt.to_vec(),
             max_tokens: 40,
             sampling,
+            ..Request::default()
         })
         .unwrap()
 }
@@ -39,10 +23,10 @@ fn submit(engine: &EngineHandle, prompt: &[u32], seed: Option<u64>, top_p: f32) 
 #[tokio::test]
 async fn the_same_seed_and_prompt_give_the_same_tokens_whatever_else_is_in_the_batch() {
     for top_p in [1.0, 0.8] {
-        let quiet = hashing_model().start(options(1, 256));
+        let quiet = FakeModel::hashing().start(options(1, 256));
         let (alone, _) = read(&mut submit(&quiet, &[1, 2, 3], Some(5), top_p)).await;
 
-        let busy = hashing_model().start(options(8, 4));
+        let busy = FakeModel::hashing().start(options(8, 4));
         let mut others: Vec<_> = (0..5).map(|other| submit(&busy, &[other; 20], Some(5), 0.5)).collect();
         let mut answer = submit(&busy, &[1, 2, 3], Some(5), top_p);
         others.extend((0..5).map(|other| submit(&busy, &[other; 7], None, 1.0)));
@@ -55,7 +39,7 @@ async fn the_same_seed_and_prompt_give_the_same_tokens_whatever_else_is_in_the_b
 
 #[tokio::test]
 async fn another_seed_or_none_gives_other_tokens() {
-    let engine = hashing_model().start(options(4, 256));
+    let engine = FakeModel::hashing().start(options(4, 256));
     let mut answers = Vec::new();
     for seed in [Some(5), Some(6), None, None] {
         answers.push(read(&mut submit(&engine, &[1, 2, 3], seed, 1.0)).await.0);
