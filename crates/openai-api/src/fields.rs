@@ -62,15 +62,68 @@ impl Fields {
         }
     }
 
+    /// A text that must be there; it may be empty.
+    pub(crate) fn required_string(&mut self, name: &str) -> Result<String, InvalidRequest> {
+        self.string(name)?
+            .ok_or_else(|| InvalidRequest::missing(self.path(name)))
+    }
+
+    pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, InvalidRequest> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(other) => Err(InvalidRequest::wrong_type(self.path(name), "an array", &other)),
+        }
+    }
+
+    /// The fields of an object that must be there.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Self, InvalidRequest> {
+        let value = self.required(name)?;
+        Self::of_value(&self.path(name), value)
+    }
+
+    /// A whole number; what is larger than `i64` holds is taken as the largest.
+    pub(crate) fn integer(&mut self, name: &str) -> Result<Option<i64>, InvalidRequest> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_i64() {
+            Some(number) => Ok(Some(number)),
+            None if value.is_u64() => Ok(Some(i64::MAX)),
+            None => Err(InvalidRequest::wrong_type(self.path(name), "an integer", &value)),
+        }
+    }
+
     /// A whole number of at least 1; what is larger than `u32` holds is taken as the largest.
     pub(crate) fn count(&mut self, name: &str) -> Result<Option<u32>, InvalidRequest> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        if !value.is_i64() && !value.is_u64() {
-            return Err(InvalidRequest::wrong_type(self.path(name), "an integer", &value));
-        }
-        match value.as_u64() {
-            None | Some(0) => Err(InvalidRequest::value(self.path(name), "must be at least 1")),
+        match self.integer(name)? {
+            None => Ok(None),
+            Some(..=0) => Err(InvalidRequest::value(self.path(name), "must be at least 1")),
             Some(count) => Ok(Some(u32::try_from(count).unwrap_or(u32::MAX))),
+        }
+    }
+
+    /// A whole number from `low` to `high`.
+    pub(crate) fn integer_within(&mut self, name: &str, low: u32, high: u32) -> Result<Option<u32>, InvalidRequest> {
+        let Some(number) = self.integer(name)? else {
+            return Ok(None);
+        };
+        match u32::try_from(number) {
+            Ok(number) if (low..=high).contains(&number) => Ok(Some(number)),
+            _ => Err(InvalidRequest::value(
+                self.path(name),
+                format_args!("must be between {low} and {high}, got {number}"),
+            )),
+        }
+    }
+
+    /// A number above 0 that is at most `high`.
+    pub(crate) fn positive_number(&mut self, name: &str, high: f64) -> Result<Option<f32>, InvalidRequest> {
+        // What is nearer to 0 than `f32` can be is 0.
+        match self.number(name, 0.0, high)? {
+            Some(0.0) => Err(InvalidRequest::value(
+                self.path(name),
+                format_args!("must be above 0 and at most {high}"),
+            )),
+            number => Ok(number),
         }
     }
 
@@ -88,16 +141,27 @@ impl Fields {
         Ok(Some(number as f32))
     }
 
+    /// Passes over fields whatever they hold: those that repeat what stands elsewhere.
+    pub(crate) fn pass_over(&mut self, names: &[&str]) {
+        for name in names {
+            self.map.remove(*name);
+        }
+    }
+
     /// Takes parameters that are known and not supported; each passes only with a value that asks for nothing.
     pub(crate) fn refuse(&mut self, unsupported: &[Unsupported]) -> Result<(), InvalidRequest> {
         for parameter in unsupported {
             if let Some(value) = self.take(parameter.name)
                 && !(parameter.asks_for_nothing)(&value)
             {
-                return Err(InvalidRequest::unsupported(
-                    self.path(parameter.name),
-                    format_args!("this value is not supported yet; leave `{}` out", parameter.name),
-                ));
+                let path = self.path(parameter.name);
+                return Err(match parameter.remedy {
+                    Some(remedy) => InvalidRequest::unsupported(path, format_args!("is not supported; {remedy}")),
+                    None => InvalidRequest::unsupported(
+                        path,
+                        format_args!("this value is not supported yet; leave `{}` out", parameter.name),
+                    ),
+                });
             }
         }
         Ok(())
@@ -116,11 +180,30 @@ impl Fields {
 pub(crate) struct Unsupported {
     name: &'static str,
     asks_for_nothing: fn(&Value) -> bool,
+    /// What to send in its place, if there is something.
+    remedy: Option<&'static str>,
 }
 
 impl Unsupported {
     pub(crate) const fn new(name: &'static str, asks_for_nothing: fn(&Value) -> bool) -> Self {
-        Self { name, asks_for_nothing }
+        Self {
+            name,
+            asks_for_nothing,
+            remedy: None,
+        }
+    }
+
+    /// One that has a successor, which `remedy` names.
+    pub(crate) const fn replaced(
+        name: &'static str,
+        asks_for_nothing: fn(&Value) -> bool,
+        remedy: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            asks_for_nothing,
+            remedy: Some(remedy),
+        }
     }
 
     #[cfg(test)]
@@ -137,20 +220,8 @@ pub(crate) mod nothing {
         false
     }
 
-    pub(crate) fn zero(value: &Value) -> bool {
-        value.as_f64() == Some(0.0)
-    }
-
-    pub(crate) fn one(value: &Value) -> bool {
-        value.as_u64() == Some(1)
-    }
-
     pub(crate) fn no(value: &Value) -> bool {
         value == &Value::Bool(false)
-    }
-
-    pub(crate) fn yes(value: &Value) -> bool {
-        value == &Value::Bool(true)
     }
 
     pub(crate) fn empty(value: &Value) -> bool {
@@ -173,11 +244,5 @@ pub(crate) mod nothing {
         value
             .as_array()
             .is_some_and(|items| items.len() == 1 && items[0] == "text")
-    }
-
-    pub(crate) fn text_format(value: &Value) -> bool {
-        value
-            .as_object()
-            .is_some_and(|format| format.len() == 1 && format.get("type").is_some_and(|kind| kind == "text"))
     }
 }

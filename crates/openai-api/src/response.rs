@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+use crate::logprobs::{ChatLogprobs, CompletionLogprobs};
+use crate::messages::ToolCall;
 
 /// The `object` of every answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,10 +19,13 @@ pub enum Object {
     /// [`Completion`]
     #[serde(rename = "text_completion")]
     TextCompletion,
+    /// [`Embedding`](crate::Embedding)
+    #[serde(rename = "embedding")]
+    Embedding,
     /// [`Model`](crate::Model)
     #[serde(rename = "model")]
     Model,
-    /// [`ModelList`](crate::ModelList)
+    /// [`ModelList`](crate::ModelList) and [`EmbeddingList`](crate::EmbeddingList)
     #[serde(rename = "list")]
     List,
 }
@@ -33,6 +38,8 @@ pub enum FinishReason {
     Stop,
     /// The token limit or the end of the context was reached.
     Length,
+    /// The model called tools.
+    ToolCalls,
 }
 
 /// Tokens of a request.
@@ -67,6 +74,12 @@ impl Usage {
             prompt_tokens_details: PromptTokensDetails::default(),
         }
     }
+
+    /// The same with so many tokens of the prompt from a cache.
+    pub fn with_cached(mut self, cached_tokens: u32) -> Self {
+        self.prompt_tokens_details.cached_tokens = cached_tokens;
+        self
+    }
 }
 
 /// Answer to `POST /v1/chat/completions`.
@@ -80,32 +93,21 @@ pub struct ChatCompletion {
     pub created: i64,
     /// The model that made it.
     pub model: Arc<str>,
-    /// Exactly one.
+    /// As many as were asked for, in order of their numbers.
     pub choices: Vec<ChatChoice>,
     /// What it took.
     pub usage: Usage,
 }
 
 impl ChatCompletion {
-    /// A complete answer of the assistant.
-    pub fn new(id: Arc<str>, created: i64, model: Arc<str>, text: String, reason: FinishReason, usage: Usage) -> Self {
-        let message = AnswerMessage {
-            role: AnswerRole::Assistant,
-            content: Some(text),
-            refusal: None,
-        };
-        let choice = ChatChoice {
-            index: 0,
-            message,
-            logprobs: None,
-            finish_reason: reason,
-        };
+    /// A complete answer.
+    pub fn new(id: Arc<str>, created: i64, model: Arc<str>, choices: Vec<ChatChoice>, usage: Usage) -> Self {
         Self {
             id,
             object: Object::ChatCompletion,
             created,
             model,
-            choices: vec![choice],
+            choices,
             usage,
         }
     }
@@ -118,8 +120,8 @@ pub struct ChatChoice {
     pub index: u32,
     /// The answer.
     pub message: AnswerMessage,
-    /// Always null: not supported yet.
-    pub logprobs: Option<Value>,
+    /// Log probabilities of the text's tokens; null unless they were asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -129,10 +131,25 @@ pub struct ChatChoice {
 pub struct AnswerMessage {
     /// Always the assistant.
     pub role: AnswerRole,
-    /// The text.
+    /// The text; null if there are only tool calls.
     pub content: Option<String>,
     /// Always null.
     pub refusal: Option<String>,
+    /// The tools that it calls; left out if it calls none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+impl AnswerMessage {
+    /// A text and calls of tools. An empty text beside calls is none.
+    pub fn new(text: String, tool_calls: Vec<ToolCall>) -> Self {
+        Self {
+            role: AnswerRole::Assistant,
+            content: (tool_calls.is_empty() || !text.is_empty()).then_some(text),
+            refusal: None,
+            tool_calls,
+        }
+    }
 }
 
 /// Who answers.
@@ -154,7 +171,7 @@ pub struct Completion {
     pub created: i64,
     /// The model that made it.
     pub model: Arc<str>,
-    /// Exactly one; none in a chunk that brings the usage.
+    /// As many as were asked for, in order of their numbers; in a chunk one, or none if it brings the usage.
     pub choices: Vec<CompletionChoice>,
     /// What it took. In a stream: left out unless it was asked for, and then null in all chunks but the last.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "present")]
@@ -163,13 +180,13 @@ pub struct Completion {
 
 impl Completion {
     /// A complete answer.
-    pub fn new(id: Arc<str>, created: i64, model: Arc<str>, text: String, reason: FinishReason, usage: Usage) -> Self {
+    pub fn new(id: Arc<str>, created: i64, model: Arc<str>, choices: Vec<CompletionChoice>, usage: Usage) -> Self {
         Self {
             id,
             object: Object::TextCompletion,
             created,
             model,
-            choices: vec![CompletionChoice::new(text, Some(reason))],
+            choices,
             usage: Some(Some(usage)),
         }
     }
@@ -182,21 +199,10 @@ pub struct CompletionChoice {
     pub text: String,
     /// Its number.
     pub index: u32,
-    /// Always null: not supported yet.
-    pub logprobs: Option<Value>,
-    /// Why it ended; null in all chunks but the last that has a choice.
+    /// Log probabilities of the tokens; null unless they were asked for.
+    pub logprobs: Option<CompletionLogprobs>,
+    /// Why it ended; null in all chunks of this choice but the last.
     pub finish_reason: Option<FinishReason>,
-}
-
-impl CompletionChoice {
-    pub(crate) fn new(text: String, finish_reason: Option<FinishReason>) -> Self {
-        Self {
-            text,
-            index: 0,
-            logprobs: None,
-            finish_reason,
-        }
-    }
 }
 
 /// A field that is absent (`None`), null (`Some(None)`) or there.
@@ -222,29 +228,40 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::logprobs::TokenLogprob;
+
+    fn choice(index: u32, message: AnswerMessage, reason: FinishReason) -> ChatChoice {
+        ChatChoice {
+            index,
+            message,
+            logprobs: None,
+            finish_reason: reason,
+        }
+    }
 
     #[test]
     fn a_chat_answer_has_openais_shape() {
-        let usage = Usage::new(5, 2);
-        let answer = ChatCompletion::new(
-            "chatcmpl-1".into(),
-            7,
-            "m".into(),
-            "Hi".into(),
-            FinishReason::Stop,
-            usage,
-        );
+        let said = AnswerMessage::new("Hi".into(), vec![]);
+        let mut first = choice(0, said.clone(), FinishReason::Stop);
+        let token = TokenLogprob::new(b"Hi".to_vec(), -0.5, vec![]);
+        first.logprobs = Some(ChatLogprobs::new(vec![token]));
+        let choices = vec![first, choice(1, said, FinishReason::Length)];
+        let usage = Usage::new(5, 2).with_cached(4);
+        let answer = ChatCompletion::new("chatcmpl-1".into(), 7, "m".into(), choices, usage);
+        let message = json!({"role": "assistant", "content": "Hi", "refusal": null});
+        let token = json!({"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": []});
         let expected = json!({
             "id": "chatcmpl-1", "object": "chat.completion", "created": 7, "model": "m",
-            "choices": [{
-                "index": 0,
-                "message": {"role": "assistant", "content": "Hi", "refusal": null},
-                "logprobs": null,
-                "finish_reason": "stop",
-            }],
+            "choices": [
+                {
+                    "index": 0, "message": message, "logprobs": {"content": [token], "refusal": null},
+                    "finish_reason": "stop",
+                },
+                {"index": 1, "message": message, "logprobs": null, "finish_reason": "length"},
+            ],
             "usage": {
                 "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7,
-                "prompt_tokens_details": {"cached_tokens": 0},
+                "prompt_tokens_details": {"cached_tokens": 4},
             },
         });
         assert_eq!(serde_json::to_value(&answer).unwrap(), expected);
@@ -252,16 +269,42 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_calls_tools_has_openais_shape() {
+        let call = ToolCall {
+            id: "call_1".to_owned(),
+            name: "weather".to_owned(),
+            arguments: r#"{"city": "Paris"}"#.to_owned(),
+        };
+        let message = AnswerMessage::new(String::new(), vec![call.clone()]);
+        let answer = choice(0, message, FinishReason::ToolCalls);
+        let expected = json!({
+            "index": 0,
+            "message": {
+                "role": "assistant", "content": null, "refusal": null,
+                "tool_calls": [{
+                    "id": "call_1", "type": "function",
+                    "function": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"},
+                }],
+            },
+            "logprobs": null,
+            "finish_reason": "tool_calls",
+        });
+        assert_eq!(serde_json::to_value(&answer).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<ChatChoice>(expected).unwrap(), answer);
+        let with_text = AnswerMessage::new("One moment.".into(), vec![call]);
+        assert_eq!(with_text.content.as_deref(), Some("One moment."));
+        assert_eq!(AnswerMessage::new(String::new(), vec![]).content.as_deref(), Some(""));
+    }
+
+    #[test]
     fn a_completion_has_openais_shape() {
-        let usage = Usage::new(1, 16);
-        let answer = Completion::new(
-            "cmpl-1".into(),
-            7,
-            "m".into(),
-            " upon".into(),
-            FinishReason::Length,
-            usage,
-        );
+        let choices = vec![CompletionChoice {
+            text: " upon".into(),
+            index: 0,
+            logprobs: None,
+            finish_reason: Some(FinishReason::Length),
+        }];
+        let answer = Completion::new("cmpl-1".into(), 7, "m".into(), choices, Usage::new(1, 16));
         let expected = json!({
             "id": "cmpl-1", "object": "text_completion", "created": 7, "model": "m",
             "choices": [{"text": " upon", "index": 0, "logprobs": null, "finish_reason": "length"}],

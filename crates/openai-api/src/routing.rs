@@ -74,6 +74,8 @@ mod tests {
         assert_eq!(routing(body.as_bytes()).unwrap(), expected);
         assert!(!routing(br#"{"model": "m", "stream": null}"#).unwrap().stream);
         assert!(!routing(br#"{"model": "m"}"#).unwrap().stream);
+        let embeddings = br#"{"input": [[1, 2], [3]], "model": "m", "encoding_format": "base64"}"#;
+        assert!(!routing(embeddings).unwrap().stream);
     }
 
     #[test]

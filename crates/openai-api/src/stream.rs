@@ -1,14 +1,17 @@
 //! Answers that come in chunks.
 //!
-//! [`ChatChunks`] and [`CompletionChunks`] make the chunks of one answer, all with the same id, time and model. Their
-//! order: `start` (chat only: the role), `text` any number of times, `finish`, `usage` if it was asked for. After them
-//! comes [`sse::DONE`](crate::sse::DONE).
+//! [`ChatChunks`] and [`CompletionChunks`] make the chunks of one answer, all with the same id, time and model. Their order
+//! for each choice: `start` (chat only: the role), then `text` and (chat only) tool calls any number of times, `finish`. The
+//! chunks of several choices may come mixed. Behind the last of them: `usage` if it was asked for, and
+//! [`sse::DONE`](crate::sse::DONE).
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::logprobs::{ChatLogprobs, CompletionLogprobs};
 use crate::response::{AnswerRole, Completion, CompletionChoice, FinishReason, Object, Usage, present};
+use crate::tools::ToolKind;
 
 /// One `data:` line of a chat stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,25 +32,56 @@ pub struct ChatCompletionChunk {
 }
 
 /// What is new of an answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChatChoiceDelta {
     /// Number of the answer among those that were asked for.
     pub index: u32,
     /// What is new.
     pub delta: Delta,
-    /// Why it ended; null in all but the last chunk that has a choice.
+    /// Log probabilities of the tokens that are new; left out unless they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<ChatLogprobs>,
+    /// Why it ended; null in all chunks of this choice but the last.
     pub finish_reason: Option<FinishReason>,
 }
 
 /// What is new of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Delta {
-    /// Who speaks: in the first chunk only.
+    /// Who speaks: in the first chunk of a choice only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<AnswerRole>,
     /// Whole characters to append.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// Calls of tools that are new, or grow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// What is new of a tool call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCallDelta {
+    /// Number of the call in the message.
+    pub index: u32,
+    /// Names the call: in its first chunk only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Of its first chunk only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<ToolKind>,
+    /// What is new of the function.
+    pub function: FunctionDelta,
+}
+
+/// Part of [`ToolCallDelta`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionDelta {
+    /// The function's name: in its first chunk only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whole characters to append to the arguments.
+    pub arguments: String,
 }
 
 /// Makes the chunks of one chat answer.
@@ -90,27 +124,57 @@ impl ChatChunks {
         Self { head }
     }
 
-    /// The first chunk: the role, and an empty text.
-    pub fn start(&self) -> ChatCompletionChunk {
+    /// The first chunk of a choice: the role, and an empty text.
+    pub fn start(&self, index: u32) -> ChatCompletionChunk {
         let delta = Delta {
             role: Some(AnswerRole::Assistant),
             content: Some(String::new()),
+            tool_calls: Vec::new(),
         };
-        self.choice(delta, None)
+        self.choice(index, delta, None, None)
     }
 
-    /// More text.
-    pub fn text(&self, text: String) -> ChatCompletionChunk {
+    /// More text of a choice, and the tokens that it came of if their log probabilities were asked for. The text is empty if
+    /// these tokens gave none yet.
+    pub fn text(&self, index: u32, text: String, logprobs: Option<ChatLogprobs>) -> ChatCompletionChunk {
         let delta = Delta {
-            role: None,
             content: Some(text),
+            ..Delta::default()
         };
-        self.choice(delta, None)
+        self.choice(index, delta, logprobs, None)
     }
 
-    /// The last chunk that has a choice: nothing new, and why it ended.
-    pub fn finish(&self, reason: FinishReason) -> ChatCompletionChunk {
-        self.choice(Delta::default(), Some(reason))
+    /// A choice begins to call a tool: `call` numbers its calls from 0.
+    pub fn tool_call(&self, index: u32, call: u32, id: String, name: String) -> ChatCompletionChunk {
+        let call = ToolCallDelta {
+            index: call,
+            id: Some(id),
+            r#type: Some(ToolKind::Function),
+            function: FunctionDelta {
+                name: Some(name),
+                arguments: String::new(),
+            },
+        };
+        self.tool_call_delta(index, call)
+    }
+
+    /// More of the arguments of a call that has begun.
+    pub fn tool_arguments(&self, index: u32, call: u32, piece: String) -> ChatCompletionChunk {
+        let call = ToolCallDelta {
+            index: call,
+            id: None,
+            r#type: None,
+            function: FunctionDelta {
+                name: None,
+                arguments: piece,
+            },
+        };
+        self.tool_call_delta(index, call)
+    }
+
+    /// The last chunk of a choice: nothing new, and why it ended.
+    pub fn finish(&self, index: u32, reason: FinishReason) -> ChatCompletionChunk {
+        self.choice(index, Delta::default(), None, Some(reason))
     }
 
     /// The chunk with the usage, if it was asked for.
@@ -120,10 +184,25 @@ impl ChatChunks {
             .then(|| self.chunk(Vec::new(), Some(Some(usage))))
     }
 
-    fn choice(&self, delta: Delta, finish_reason: Option<FinishReason>) -> ChatCompletionChunk {
+    fn tool_call_delta(&self, index: u32, call: ToolCallDelta) -> ChatCompletionChunk {
+        let delta = Delta {
+            tool_calls: vec![call],
+            ..Delta::default()
+        };
+        self.choice(index, delta, None, None)
+    }
+
+    fn choice(
+        &self,
+        index: u32,
+        delta: Delta,
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<FinishReason>,
+    ) -> ChatCompletionChunk {
         let choice = ChatChoiceDelta {
-            index: 0,
+            index,
             delta,
+            logprobs,
             finish_reason,
         };
         self.chunk(vec![choice], self.head.no_usage())
@@ -153,15 +232,15 @@ impl CompletionChunks {
         Self { head }
     }
 
-    /// More text.
-    pub fn text(&self, text: String) -> Completion {
-        self.chunk(vec![CompletionChoice::new(text, None)], self.head.no_usage())
+    /// More text of a choice, and the tokens that it came of if their log probabilities were asked for. The text is empty if
+    /// these tokens gave none yet.
+    pub fn text(&self, index: u32, text: String, logprobs: Option<CompletionLogprobs>) -> Completion {
+        self.choice(index, text, logprobs, None)
     }
 
-    /// The last chunk that has a choice: nothing new, and why it ended.
-    pub fn finish(&self, reason: FinishReason) -> Completion {
-        let choice = CompletionChoice::new(String::new(), Some(reason));
-        self.chunk(vec![choice], self.head.no_usage())
+    /// The last chunk of a choice: nothing new, and why it ended.
+    pub fn finish(&self, index: u32, reason: FinishReason) -> Completion {
+        self.choice(index, String::new(), None, Some(reason))
     }
 
     /// The chunk with the usage, if it was asked for.
@@ -169,6 +248,22 @@ impl CompletionChunks {
         self.head
             .include_usage
             .then(|| self.chunk(Vec::new(), Some(Some(usage))))
+    }
+
+    fn choice(
+        &self,
+        index: u32,
+        text: String,
+        logprobs: Option<CompletionLogprobs>,
+        finish_reason: Option<FinishReason>,
+    ) -> Completion {
+        let choice = CompletionChoice {
+            text,
+            index,
+            logprobs,
+            finish_reason,
+        };
+        self.chunk(vec![choice], self.head.no_usage())
     }
 
     fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
@@ -185,26 +280,34 @@ impl CompletionChunks {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::logprobs::TokenLogprob;
 
     fn chunks(include_usage: bool) -> ChatChunks {
         ChatChunks::new("chatcmpl-1".into(), 7, "m".into(), include_usage)
     }
 
     #[test]
-    fn the_role_comes_first_and_once_and_the_finish_reason_last() {
+    fn each_choice_begins_with_the_role_and_ends_with_the_reason() {
         let chunks = chunks(false);
         let made = [
-            chunks.start(),
-            chunks.text("Hi".into()),
-            chunks.finish(FinishReason::Length),
+            chunks.start(0),
+            chunks.start(1),
+            chunks.text(1, "Hi".into(), None),
+            chunks.finish(1, FinishReason::Length),
+            chunks.text(0, "Ho".into(), None),
+            chunks.finish(0, FinishReason::Stop),
         ];
         let deltas = [
             json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}),
-            json!({"index": 0, "delta": {"content": "Hi"}, "finish_reason": null}),
-            json!({"index": 0, "delta": {}, "finish_reason": "length"}),
+            json!({"index": 1, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}),
+            json!({"index": 1, "delta": {"content": "Hi"}, "finish_reason": null}),
+            json!({"index": 1, "delta": {}, "finish_reason": "length"}),
+            json!({"index": 0, "delta": {"content": "Ho"}, "finish_reason": null}),
+            json!({"index": 0, "delta": {}, "finish_reason": "stop"}),
         ];
         for (chunk, delta) in made.iter().zip(deltas) {
             let expected = json!({
@@ -217,35 +320,141 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_call_is_named_once_and_its_arguments_come_in_pieces() {
+        let chunks = chunks(false);
+        let made = [
+            chunks.tool_call(0, 1, "call_2".into(), "weather".into()),
+            chunks.tool_arguments(0, 1, "{\"city\":".into()),
+            chunks.finish(0, FinishReason::ToolCalls),
+        ];
+        let choices = [
+            json!({"index": 0, "finish_reason": null, "delta": {"tool_calls": [
+                {"index": 1, "id": "call_2", "type": "function", "function": {"name": "weather", "arguments": ""}},
+            ]}}),
+            json!({"index": 0, "finish_reason": null, "delta": {"tool_calls": [
+                {"index": 1, "function": {"arguments": "{\"city\":"}},
+            ]}}),
+            json!({"index": 0, "finish_reason": "tool_calls", "delta": {}}),
+        ];
+        for (chunk, choice) in made.iter().zip(choices) {
+            let written = serde_json::to_value(chunk).unwrap();
+            assert_eq!(written["choices"], json!([choice]));
+            assert_eq!(&serde_json::from_value::<ChatCompletionChunk>(written).unwrap(), chunk);
+        }
+    }
+
+    #[test]
+    fn log_probabilities_come_with_the_text_of_their_tokens() {
+        let token = TokenLogprob::new(b"Hi".to_vec(), -0.5, vec![]);
+        let chunk = chunks(false).text(0, "Hi".into(), Some(ChatLogprobs::new(vec![token])));
+        let written = serde_json::to_value(&chunk).unwrap();
+        let expected = json!({
+            "content": [{"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": []}], "refusal": null,
+        });
+        assert_eq!(written["choices"][0]["logprobs"], expected);
+        assert_eq!(serde_json::from_value::<ChatCompletionChunk>(written).unwrap(), chunk);
+    }
+
+    #[test]
     fn usage_that_was_asked_for_is_null_until_its_own_chunk_without_choices() {
         let chunks = chunks(true);
-        let text = serde_json::to_value(chunks.text("Hi".into())).unwrap();
+        let text = serde_json::to_value(chunks.text(0, "Hi".into(), None)).unwrap();
         assert!(text.as_object().unwrap().contains_key("usage") && text["usage"].is_null());
         assert_eq!(
             serde_json::from_value::<ChatCompletionChunk>(text).unwrap().usage,
             Some(None)
         );
-        let usage = serde_json::to_value(chunks.usage(Usage::new(3, 4))).unwrap();
-        assert_eq!(
-            (&usage["choices"], &usage["usage"]["total_tokens"]),
-            (&json!([]), &json!(7))
-        );
+        let usage = serde_json::to_value(chunks.usage(Usage::new(3, 4).with_cached(2))).unwrap();
+        assert_eq!(usage["choices"], json!([]));
+        let expected = json!({
+            "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 2},
+        });
+        assert_eq!(usage["usage"], expected);
     }
 
     #[test]
     fn chunks_of_a_completion_carry_text() {
         let chunks = CompletionChunks::new("cmpl-1".into(), 7, "m".into(), true);
-        let text = serde_json::to_value(chunks.text(" upon".into())).unwrap();
+        let text = serde_json::to_value(chunks.text(2, " upon".into(), None)).unwrap();
         let expected = json!({
             "id": "cmpl-1", "object": "text_completion", "created": 7, "model": "m", "usage": null,
-            "choices": [{"text": " upon", "index": 0, "logprobs": null, "finish_reason": null}],
+            "choices": [{"text": " upon", "index": 2, "logprobs": null, "finish_reason": null}],
         });
         assert_eq!(text, expected);
-        let last = chunks.finish(FinishReason::Stop);
+        let last = chunks.finish(2, FinishReason::Stop);
         assert_eq!(
             (last.choices[0].text.as_str(), last.choices[0].finish_reason),
             ("", Some(FinishReason::Stop))
         );
         assert_eq!(chunks.usage(Usage::new(3, 4)).unwrap().choices, []);
+    }
+
+    #[test]
+    fn log_probabilities_of_a_completion_come_with_its_text() {
+        let chunks = CompletionChunks::new("cmpl-1".into(), 7, "m".into(), false);
+        let mut logprobs = CompletionLogprobs::default();
+        logprobs.push(4, b" upon", Some(-0.5), [(" upon", -0.5)]);
+        let chunk = chunks.text(0, " upon".into(), Some(logprobs));
+        let written = serde_json::to_value(&chunk).unwrap();
+        let expected = json!({
+            "tokens": [" upon"], "token_logprobs": [-0.5], "top_logprobs": [{" upon": -0.5}], "text_offset": [4],
+        });
+        assert_eq!(written["choices"][0]["logprobs"], expected);
+        assert_eq!(serde_json::from_value::<Completion>(written).unwrap(), chunk);
+    }
+
+    /// Adds a chunk to a message as OpenAI's clients do: texts are joined, other values must not come twice.
+    fn join(whole: &mut Value, delta: &Value) {
+        match (whole, delta) {
+            (Value::Object(whole), Value::Object(delta)) => {
+                for (name, value) in delta {
+                    if name != "index" && whole.contains_key(name) {
+                        join(&mut whole[name], value);
+                    } else {
+                        whole.insert(name.clone(), value.clone());
+                    }
+                }
+            }
+            (Value::Array(whole), Value::Array(delta)) => {
+                for item in delta {
+                    match whole.iter_mut().find(|there| there["index"] == item["index"]) {
+                        Some(there) => join(there, item),
+                        None => whole.push(item.clone()),
+                    }
+                }
+            }
+            (Value::String(whole), Value::String(delta)) => whole.push_str(delta),
+            (whole, delta) => panic!("{delta} cannot be added to {whole}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_client_that_joins_the_chunks_has_the_whole_message(
+            texts in prop::collection::vec(any::<String>(), 0..4),
+            calls in prop::collection::vec(("[a-z]{1,8}", prop::collection::vec(any::<String>(), 0..4)), 0..4),
+        ) {
+            let chunks = chunks(false);
+            let mut made = vec![chunks.start(0)];
+            made.extend(texts.iter().map(|text| chunks.text(0, text.clone(), None)));
+            for (call, (name, pieces)) in (0..).zip(&calls) {
+                made.push(chunks.tool_call(0, call, format!("call_{call}"), name.clone()));
+                made.extend(pieces.iter().map(|piece| chunks.tool_arguments(0, call, piece.clone())));
+            }
+            made.push(chunks.finish(0, FinishReason::Stop));
+            let mut message = json!({});
+            for chunk in &made {
+                join(&mut message, &serde_json::to_value(chunk).unwrap()["choices"][0]["delta"]);
+            }
+            let mut expected = json!({"role": "assistant", "content": texts.concat()});
+            if !calls.is_empty() {
+                let calls = (0..).zip(&calls).map(|(call, (name, pieces))| json!({
+                    "index": call, "id": format!("call_{call}"), "type": "function",
+                    "function": {"name": name, "arguments": pieces.concat()},
+                }));
+                expected["tool_calls"] = calls.collect();
+            }
+            prop_assert_eq!(message, expected);
+        }
     }
 }

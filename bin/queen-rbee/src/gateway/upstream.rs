@@ -44,6 +44,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 pub(crate) enum Endpoint {
     ChatCompletions,
     Completions,
+    Embeddings,
 }
 
 impl Endpoint {
@@ -51,6 +52,7 @@ impl Endpoint {
         match self {
             Self::ChatCompletions => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
         }
     }
 }

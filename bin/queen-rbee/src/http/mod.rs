@@ -42,6 +42,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
     let openai = Router::new()
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))

@@ -32,6 +32,10 @@ pub(super) async fn completions(Shared(state): Shared<Arc<State>>, request: Requ
     relay(&state, Endpoint::Completions, request).await
 }
 
+pub(super) async fn embeddings(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
+    relay(&state, Endpoint::Embeddings, request).await
+}
+
 pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Json<ModelList> {
     Json(ModelList {
         object: Object::List,

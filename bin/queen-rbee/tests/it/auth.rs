@@ -64,6 +64,10 @@ async fn the_token_guards_the_fleet_and_keys_guard_the_models() {
         statuses(&queen, Method::POST, "/v1/completions").await,
         [401, 401, 400, 400]
     );
+    assert_eq!(
+        statuses(&queen, Method::POST, "/v1/embeddings").await,
+        [401, 401, 400, 400]
+    );
     assert_eq!(statuses(&queen, Method::GET, "/v1/models").await, [401, 401, 200, 200]);
     assert_eq!(
         statuses(&queen, Method::GET, "/v1/models/m").await,

@@ -70,6 +70,18 @@ async fn body_status_and_headers_pass_unchanged_and_what_belongs_to_a_connection
 }
 
 #[tokio::test]
+async fn each_endpoint_of_a_model_is_relayed_to_the_same_one_of_its_worker() {
+    let (queen, mut worker) = queen_and_worker().await;
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"] {
+        let asked = tokio::spawn(queen.post(path, &json!({"model": "m", "input": [[1, 2], [3]]})).send());
+        let reached = worker.next().await;
+        assert_eq!(reached.head.uri.path(), path);
+        reached.answer(plain(200, "{}"));
+        assert_eq!(within("an answer", asked).await.unwrap().unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn a_stream_is_relayed_chunk_by_chunk_as_it_is_written() {
     let (queen, mut worker) = queen_and_worker().await;
     let asked = queen.ask(&chat_stream());
