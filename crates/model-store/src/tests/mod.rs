@@ -4,5 +4,6 @@ mod hub;
 mod interruption;
 mod pip;
 mod references;
+mod repositories;
 mod store;
 mod support;

@@ -19,6 +19,8 @@ fn each_form_has_the_id_that_the_table_promises() {
         ),
         ("hf:org/repo@v1.0/Q4/m.gguf", "org/repo/q4/m"),
         ("hf:org/repo/model.safetensors", "org/repo/model"),
+        ("hf:Qwen/Qwen3-0.6B", "qwen/qwen3-0.6b"),
+        ("hf:org/repo@refs%2Fpr%2F1", "org/repo"),
         ("file:/srv/my models/Tiny Model.gguf", "tiny-model"),
         ("file:/srv/.gguf", ".gguf"),
     ];
@@ -31,6 +33,7 @@ fn each_form_has_the_id_that_the_table_promises() {
 #[test]
 fn a_reference_has_one_normal_form() {
     assert_eq!(parse("hf:org/repo@main/m.gguf").to_string(), "hf:org/repo/m.gguf");
+    assert_eq!(parse("hf:org/repo@main").to_string(), "hf:org/repo");
     assert_eq!(parse("file:///srv/m.gguf").to_string(), "file:/srv/m.gguf");
     let json = serde_json::to_string(&parse("hf:org/repo@v1/m.gguf")).unwrap();
     assert_eq!(json, "\"hf:org/repo@v1/m.gguf\"");
@@ -72,7 +75,6 @@ fn a_wrong_reference_names_the_wrong_part_and_shows_a_right_one() {
         ("pip:a==1/x/../../b.gguf", "PATH-IN-WHEEL"),
         ("pip:a==1/x\\b.gguf", "PATH-IN-WHEEL"),
         ("hf:org", "REPO"),
-        ("hf:org/repo", "FILE"),
         ("hf:org/repo/", "FILE"),
         ("hf:/repo/m.gguf", "ORG"),
         ("hf:../repo/m.gguf", "ORG"),
@@ -111,7 +113,7 @@ proptest! {
             ".{0,60}",
             "(pip|hf|file):.{0,60}",
             "pip:[A-Za-z0-9._-]{1,12}==[0-9a-z.!+*-]{1,8}/[a-zA-Z0-9._/ -]{1,30}",
-            "hf:[A-Za-z0-9._-]{1,10}/[A-Za-z0-9._-]{1,10}(@[A-Za-z0-9._%-]{0,8})?/[\\PC]{1,20}",
+            "hf:[A-Za-z0-9._-]{1,10}/[A-Za-z0-9._-]{1,10}(@[A-Za-z0-9._%-]{0,8})?(/[\\PC]{1,20})?",
             "file:/{0,4}[\\PC]{1,30}",
         ],
     ) {
@@ -138,6 +140,7 @@ proptest! {
         for text in [
             format!("pip:{package}=={version}/{package}/{name}"),
             format!("hf:{package}/{name}@{revision}/{name}"),
+            format!("hf:{package}/{name}@{revision}"),
             format!("file:/{package}/{name}"),
         ] {
             let parsed = text.parse::<ModelRef>();

@@ -64,6 +64,29 @@ async fn a_file_of_this_host_is_used_where_it_lies() {
 }
 
 #[tokio::test]
+async fn a_folder_of_this_host_with_a_config_is_used_where_it_lies() {
+    let root = tempfile::tempdir().unwrap();
+    let store = ModelStore::open_with(root.path().join("store"), options()).unwrap();
+    let folder = root.path().join("Qwen3-0.6B");
+    std::fs::create_dir(&folder).unwrap();
+    let reference: ModelRef = format!("file:{}", folder.display()).parse().unwrap();
+    assert_eq!(store.get(&reference).await.unwrap(), None, "it has no config yet");
+
+    for (name, len) in [
+        ("config.json", 2),
+        ("model-00001-of-00002.safetensors", 40),
+        ("model-00002-of-00002.safetensors", 5),
+        ("notes.safetensors", 7),
+    ] {
+        std::fs::write(folder.join(name), noise(len, 1)).unwrap();
+    }
+    let model = pull(&store, &reference).await.unwrap();
+    assert_eq!((model.path.as_path(), model.size_bytes), (folder.as_path(), 45));
+    assert_eq!((model.id.as_str(), &model.sha256), ("qwen3-0.6b", &None));
+    assert_eq!(store.get(&reference).await.unwrap(), Some(model));
+}
+
+#[tokio::test]
 async fn two_pulls_of_one_model_at_once_download_it_once() {
     let (root, content) = (tempfile::tempdir().unwrap(), noise(2_000_000, 1));
     let test = TestHub::with(&content, None, Some(&sha256(&content))).await;

@@ -101,6 +101,11 @@ impl Server {
         );
     }
 
+    /// What the hub answers when it is asked for the files of `org/repo`.
+    pub(super) fn listing(&self, json: &str) {
+        self.put("/api/models/org/repo/revision/main", Page::Html(json.to_owned()));
+    }
+
     pub(super) fn status(&self, path: &str, status: u16) {
         self.put(path, Page::Status(status));
     }
@@ -277,6 +282,31 @@ impl TestHub {
         );
         cdn.file("/blob", content, etag);
         Self { hub, cdn }
+    }
+
+    /// A repository `hf:org/repo` of these files. Weights lie on the other origin, all else on the hub itself.
+    pub(super) async fn repository(files: &[(&str, &[u8])]) -> Self {
+        let test = Self {
+            hub: Server::start().await,
+            cdn: Server::start().await,
+        };
+        let names = files.iter().map(|(name, _)| serde_json::json!({"rfilename": name}));
+        let listing = serde_json::json!({"id": "org/repo", "sha": COMMIT, "siblings": names.collect::<Vec<_>>()});
+        test.hub.listing(&listing.to_string());
+        for (name, content) in files {
+            let path = format!("/org/repo/resolve/{COMMIT}/{name}");
+            if name.ends_with(".safetensors") {
+                let location = format!("{}/files/{name}?signature=secret", test.cdn.url);
+                test.hub
+                    .linked(&[&path], Some(&sha256(content)), content.len(), &location);
+                test.cdn.file(&format!("/files/{name}"), content, Some(name));
+            } else {
+                // What the hub gives as the ETag of a small file is a git hash.
+                test.hub
+                    .file(&path, content, Some("4f2e9bd1c7f1b2c34a5f66a3e5d2c1b0a9f8e7d6"));
+            }
+        }
+        test
     }
 
     pub(super) fn options(&self) -> StoreOptions {

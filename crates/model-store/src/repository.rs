@@ -1,0 +1,252 @@
+//! Whole repositories: which of a hub's files make up a model, and their pull into one folder.
+
+use std::path::PathBuf;
+
+use crate::hub::HubFile;
+use crate::manifest::{self, Manifest, ManifestFile, Origin};
+use crate::progress::{Phase, Progress, Tracker};
+use crate::pull::Pull;
+use crate::store::StoredModel;
+use crate::{RepositoryRef, StoreError, file, http};
+
+/// Weights in one file; in several, the index says which.
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Without these there is no model.
+const NEEDED: [&str; 2] = [CONFIG, "tokenizer.json"];
+/// These belong to it where they are there.
+const WELCOME: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+/// Names a folder as a model.
+pub(crate) const CONFIG: &str = "config.json";
+/// Files of other kinds that an error message names at most.
+const MAX_HINTS: usize = 5;
+
+/// Whether a file's name is one that weights have.
+pub(crate) fn is_weights(name: &str) -> bool {
+    let shard = || {
+        let (number, count) = name
+            .strip_prefix("model-")?
+            .strip_suffix(".safetensors")?
+            .split_once("-of-")?;
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        Some(digits(number) && digits(count))
+    };
+    name == WEIGHTS || shard().unwrap_or(false)
+}
+
+/// The files that make up the model, sorted; or why there is none.
+fn select(files: &[String]) -> Result<Vec<&str>, String> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    // Other weights beside the one file are the same in another form.
+    let whole = has(WEIGHTS);
+    let is_wanted = |name: &str| {
+        NEEDED.contains(&name)
+            || WELCOME.contains(&name)
+            || if whole {
+                name == WEIGHTS
+            } else {
+                name == INDEX || is_weights(name)
+            }
+    };
+    let missing = NEEDED.into_iter().find(|name| !has(name));
+    let missing = missing.or_else(|| (!whole && !has(INDEX)).then_some(WEIGHTS));
+    if let Some(missing) = missing {
+        let others: Vec<&str> = files
+            .iter()
+            .map(String::as_str)
+            .filter(|name| name.ends_with(".gguf"))
+            .collect();
+        let remedy = if others.is_empty() {
+            "only repositories with safetensors weights and a tokenizer can be used as a whole".to_owned()
+        } else {
+            let shown = others[..others.len().min(MAX_HINTS)].join(", ");
+            format!("name one of its files behind a `/`, for example: {shown}")
+        };
+        return Err(format!("it has no {missing}; {remedy}"));
+    }
+    let mut selected: Vec<&str> = files
+        .iter()
+        .map(String::as_str)
+        .filter(|name| is_wanted(name))
+        .collect();
+    selected.sort_unstable();
+    selected.dedup();
+    Ok(selected)
+}
+
+/// A file that lies in the work folder.
+struct Fetched {
+    path: PathBuf,
+    entry: ManifestFile,
+    origin: Origin,
+}
+
+impl Pull<'_> {
+    /// Runs to the end for a whole repository; what it leaves when it fails is good for the next pull.
+    pub(crate) async fn run_repository(self, repository: &RepositoryRef) -> Result<StoredModel, StoreError> {
+        let work = self.work.clone();
+        let prepare = move |_: &_| {
+            file::make_dir(&work)?;
+            file::remove_dir(&work.join("ready"))
+        };
+        self.context.blocking(prepare).await?;
+        self.context.enter(Phase::Resolve);
+        let files = self.locate_all(repository).await?;
+        let fetched = self.download_all(files).await?;
+        self.publish_folder(fetched).await
+    }
+
+    /// Names and sources of the model's files, all of one commit.
+    async fn locate_all(&self, repository: &RepositoryRef) -> Result<Vec<(String, HubFile)>, StoreError> {
+        let (hub, downloader) = (&self.sources.hub, &self.sources.downloader);
+        let (http, retry, cancel) = (&downloader.http, downloader.retry, &self.context.cancel);
+        let listing = hub.list(repository, http, retry, cancel).await?;
+        let unusable = |why: String| StoreError::Hub {
+            reference: Box::new(self.model.reference.clone()),
+            why,
+        };
+        let mut files = Vec::new();
+        for name in select(&listing.files).map_err(unusable)? {
+            let file = listing.pinned.with_file(name);
+            let file = file.ok_or_else(|| unusable(format!("its file {name:?} has a name that cannot be kept")))?;
+            files.push((name.to_owned(), hub.locate(&file, http, retry, cancel).await?));
+        }
+        let announced = files.iter().filter_map(|(_, file)| file.source.size);
+        if announced.fold(0, u64::saturating_add) > downloader.max_bytes {
+            return Err(StoreError::TooLarge {
+                what: self.model.reference.to_string(),
+                limit_bytes: downloader.max_bytes,
+            });
+        }
+        Ok(files)
+    }
+
+    async fn download_all(&self, files: Vec<(String, HubFile)>) -> Result<Vec<Fetched>, StoreError> {
+        let totals = files.iter().map(|(_, file)| file.source.size);
+        let mut tracker = Tracker::new(self.context.report.clone(), Phase::Download, totals);
+        let mut all = Vec::with_capacity(files.len());
+        for (nth, (name, file)) in files.into_iter().enumerate() {
+            let path = self.work.join(format!("blob-{name}"));
+            let downloader = &self.sources.downloader;
+            let fetched = downloader
+                .fetch(&file.source, &path, &self.context, &mut tracker, nth)
+                .await?;
+            all.push(Fetched {
+                path,
+                entry: ManifestFile {
+                    name,
+                    size_bytes: fetched.size,
+                    sha256: fetched.sha256,
+                },
+                origin: Origin {
+                    reference: file.reference,
+                    url: http::printable(&file.source.url),
+                    revision: file.commit,
+                },
+            });
+        }
+        Ok(all)
+    }
+
+    /// Gives all files their names at once.
+    async fn publish_folder(&self, fetched: Vec<Fetched>) -> Result<StoredModel, StoreError> {
+        let (work, target) = (self.work.clone(), self.target.clone());
+        let (mut paths, mut entries, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        for Fetched { path, entry, origin } in fetched {
+            paths.push(path);
+            entries.push(entry);
+            origins.push(origin);
+        }
+        let manifest = Manifest::of_folder(self.model, entries, origins);
+        let size = manifest.size_bytes;
+        // Each file was held against its announced checksum when it was complete.
+        let report = |phase| {
+            (self.context.report)(Progress {
+                phase,
+                done_bytes: size,
+                total_bytes: Some(size),
+            });
+        };
+        report(Phase::Verify);
+        let publish = move |_: &_| {
+            let ready = work.join("ready");
+            manifest::write(&manifest, &paths, &ready)?;
+            file::remove_dir(&target)?;
+            file::rename(&ready, &target)?;
+            file::remove_dir(&work)?;
+            Ok(manifest.stored_in(&target))
+        };
+        let stored = self.context.blocking(publish).await?;
+        report(Phase::Done);
+        Ok(stored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(files: &[&str]) -> Result<Vec<String>, String> {
+        let files: Vec<String> = files.iter().map(|&name| name.to_owned()).collect();
+        select(&files).map(|names| names.into_iter().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn the_weights_are_taken_in_one_form_with_what_belongs_to_them() {
+        let common = [
+            "tokenizer.json",
+            "config.json",
+            "README.md",
+            "pytorch_model.bin",
+            "q/m.gguf",
+        ];
+        let one = [
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "generation_config.json",
+        ];
+        assert_eq!(
+            selected(&[common.as_slice(), &one].concat()).unwrap(),
+            [
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "tokenizer.json"
+            ]
+        );
+        let several = [
+            "model-00002-of-00002.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+            "model.fp16.safetensors",
+            "onnx/model.safetensors",
+        ];
+        assert_eq!(
+            selected(&[common.as_slice(), &several].concat()).unwrap(),
+            [
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "tokenizer.json"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_repository_that_lacks_something_is_told_with_the_files_that_could_be_meant() {
+        let why = selected(&["config.json", "tokenizer.json", "pytorch_model.bin"]).unwrap_err();
+        assert!(
+            why.contains("no model.safetensors") && why.contains("safetensors weights"),
+            "{why}"
+        );
+        let why = selected(&["model.safetensors", "config.json"]).unwrap_err();
+        assert!(why.contains("no tokenizer.json"), "{why}");
+        let why = selected(&["README.md", "m-q4.gguf", "m-q8.gguf"]).unwrap_err();
+        assert!(
+            why.contains("no config.json") && why.ends_with("for example: m-q4.gguf, m-q8.gguf"),
+            "{why}"
+        );
+    }
+}
