@@ -3,8 +3,11 @@
 //! Templates come with the model, so they are not trusted: they can reach nothing but what they are given, and run out
 //! of fuel rather than run for ever.
 
+use std::fmt::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use chrono::{DateTime, Utc};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -15,13 +18,17 @@ const FUEL: u64 = 2_000_000;
 /// Calls within calls.
 const RECURSION_LIMIT: usize = 200;
 const NAME: &str = "chat";
+/// The variable that templates know tools by.
+const TOOLS: &str = "tools";
 
 /// A compiled chat template, rendered as Hugging Face's `transformers` does. Cheap to clone.
 #[derive(Clone)]
 pub struct ChatTemplate {
+    source: Arc<str>,
     environment: Arc<Environment<'static>>,
     bos_token: String,
     eos_token: String,
+    clock: Option<fn() -> SystemTime>,
 }
 
 impl ChatTemplate {
@@ -49,26 +56,64 @@ impl ChatTemplate {
             .map_err(syntax_error)?;
         let owned = |token: Option<&str>| token.unwrap_or("").to_owned();
         Ok(Self {
+            source: Arc::from(source),
             environment: Arc::new(environment),
             bos_token: owned(bos_token),
             eos_token: owned(eos_token),
+            clock: None,
         })
     }
 
-    /// The prompt of a conversation. Messages are objects with `role` and `content` as in the OpenAI API, the content a
-    /// string. With `add_generation_prompt`, the prompt ends where the assistant's answer begins.
+    /// Tells templates that ask for the date (`strftime_now`) the time of this clock, in UTC.
+    #[must_use]
+    pub fn with_clock(self, clock: fn() -> SystemTime) -> Self {
+        Self {
+            clock: Some(clock),
+            ..self
+        }
+    }
+
+    /// The prompt of a conversation.
+    ///
+    /// Messages are objects with `role` and `content` as in the OpenAI API, the content a string; the `arguments` of
+    /// `tool_calls` are objects, not JSON text. `tools` are described as in the OpenAI API, too. With
+    /// `add_generation_prompt`, the prompt ends where the assistant's answer begins.
     ///
     /// # Errors
     /// The template refuses the conversation, or fails on it.
-    pub fn render(&self, messages: &[serde_json::Value], add_generation_prompt: bool) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         let context = context! {
             messages => Value::from(Serde(messages)),
+            // Templates ask whether these are none.
+            tools => tools.map(|tools| Value::from(Serde(tools))),
+            documents => (),
             add_generation_prompt => add_generation_prompt,
             bos_token => &self.bos_token,
             eos_token => &self.eos_token,
+            // Left undefined without a clock: templates that know it then use a date of their own.
+            strftime_now => self.clock.map_or(Value::UNDEFINED, |clock| {
+                Value::from_function(move |format: &str| formatted(clock(), format))
+            }),
         };
         let template = self.environment.get_template(NAME).map_err(|error| explain(&error))?;
         template.render(context).map_err(|error| explain(&error))
+    }
+
+    /// Whether the template has words for tools: it would not be silent on those given to [`render`](Self::render).
+    pub fn knows_tools(&self) -> bool {
+        self.environment
+            .get_template(NAME)
+            .is_ok_and(|template| template.undeclared_variables(false).contains(TOOLS))
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 }
 
@@ -100,6 +145,16 @@ struct Refusal(String);
 fn raise_exception(message: String) -> Result<Value, Error> {
     let text = message.clone();
     Err(Error::new(ErrorKind::InvalidOperation, text).with_source(Refusal(message)))
+}
+
+/// A moment in the words of C's `strftime`.
+fn formatted(moment: SystemTime, format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", DateTime::<Utc>::from(moment).format(format)).map_err(|_| {
+        let message = format!("strftime_now does not know the format {format:?}");
+        Error::new(ErrorKind::InvalidOperation, message)
+    })?;
+    Ok(text)
 }
 
 fn explain(error: &Error) -> TemplateError {
@@ -153,13 +208,18 @@ impl Formatter for PythonSpacing {
 }
 
 #[cfg(test)]
+mod tool_tests;
+
+#[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
 
     fn render(source: &str, messages: &[serde_json::Value]) -> Result<String, TemplateError> {
-        ChatTemplate::new(source, Some("<s>"), None)?.render(messages, true)
+        ChatTemplate::new(source, Some("<s>"), None)?.render(messages, None, true)
     }
 
     #[test]
@@ -214,5 +274,17 @@ mod tests {
             &[json!({"content": [1]})],
         );
         assert_eq!(rendered, Ok("[\n  1\n]".to_owned()));
+    }
+
+    #[test]
+    fn the_date_is_that_of_the_clock_and_missing_without_one() {
+        let source = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}";
+        let template = ChatTemplate::new(source, None, None).expect("a template");
+        assert_eq!(template.render(&[], None, true).as_deref(), Ok("26 Jul 2024"));
+        let dated = template.with_clock(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        assert_eq!(dated.render(&[], None, true).as_deref(), Ok("14 Nov 2023"));
+        let wrong = ChatTemplate::new("{{ strftime_now('%Q!') }}", None, None).expect("a template");
+        let rendered = wrong.with_clock(|| SystemTime::UNIX_EPOCH).render(&[], None, true);
+        assert!(matches!(rendered, Err(TemplateError::Failed(text)) if text.contains("%Q!")));
     }
 }

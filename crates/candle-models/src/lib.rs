@@ -1,18 +1,27 @@
-//! Models from GGUF files: weights, tokenizer and chat template, and the batched forward pass that batch-engine drives.
+//! Models from GGUF files and from folders of safetensors: weights, tokenizer and chat template, and the batched forward
+//! pass that batch-engine drives.
 //!
-//! Owns the model families, per-sequence KV caches, the translation between text and tokens, and the choice between
-//! the fused CPU path (cpu-kernels) and candle's own operations on other devices.
+//! Owns the model families, the KV cache's blocks, the translation between text and tokens, and the choice between the
+//! fused CPU path (cpu-kernels) and candle's own operations on other devices.
 //!
-//! Must not know: requests, sampling, scheduling, HTTP. All calls block; the caller picks the thread.
+//! Must not know: sequences' life, requests, sampling, scheduling, HTTP. All calls block; the caller picks the thread.
 
+mod architecture;
 mod backend;
+mod budget;
 mod chat_template;
 mod device;
 mod error;
 mod families;
+mod file;
 mod gguf;
+mod hf;
+mod hf_rope;
+mod hf_text;
 mod load;
+mod network;
 mod runner;
+mod safetensors;
 mod tokenizer;
 mod weights;
 

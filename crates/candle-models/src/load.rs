@@ -1,24 +1,23 @@
-//! From a file to a model that runs.
+//! From files to a model that runs.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use batch_engine::Model;
+use batch_engine::{Model, Pooling};
 
+use crate::architecture::Architecture;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensor::Candle;
+use crate::budget::Budget;
 use crate::chat_template::ChatTemplate;
 use crate::device::DeviceSpec;
 use crate::error::LoadError;
-use crate::families::{Family, Gemma3, Llama, Network};
-use crate::gguf::Gguf;
-use crate::runner::{Limits, Runner};
+use crate::families::Family;
+use crate::file::ModelFile;
+use crate::network::{Loaded, Network};
+use crate::runner::Runner;
 use crate::tokenizer::Tokenizer;
-use crate::weights::Weights;
-
-/// KV cache memory that is offered when nobody says how much, in bytes; at least one whole context is.
-const DEFAULT_KV_BYTES: usize = 1 << 30;
 
 /// How to load a model.
 #[derive(Debug, Clone)]
@@ -27,11 +26,13 @@ pub struct LoadOptions {
     pub device: DeviceSpec,
     /// Tokens that one sequence may hold at most; never more than the model was made for. `None`: as many.
     pub max_context: Option<usize>,
-    /// Tokens that all KV caches together may hold. `None`: what fits 1 GiB, at least one whole context. Memory is
-    /// taken as sequences grow, not before.
+    /// Tokens that the KV cache holds, rounded up to whole blocks. `None`: what fits 1 GiB, at least one whole context,
+    /// and at most what `memory_limit` leaves.
     pub kv_tokens: Option<usize>,
     /// Threads of a step on the CPU (a pool of the model's own). `None`: as many as the process may run on.
     pub threads: Option<NonZeroUsize>,
+    /// Bytes that weights, KV cache and working memory may take together. `None`: no limit.
+    pub memory_limit: Option<usize>,
 }
 
 impl LoadOptions {
@@ -42,6 +43,7 @@ impl LoadOptions {
             max_context: None,
             kv_tokens: None,
             threads: None,
+            memory_limit: None,
         }
     }
 }
@@ -52,7 +54,7 @@ pub struct LoadedModel {
     pub model: Box<dyn Model>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    /// How messages become a prompt; `None` where the file has no template: a base model that cannot chat.
+    /// How messages become a prompt; `None` where the files have no template: a base model that cannot chat.
     pub chat_template: Option<ChatTemplate>,
     /// Facts about it.
     pub info: ModelInfo,
@@ -63,7 +65,7 @@ pub struct LoadedModel {
 pub struct ModelInfo {
     /// Its family.
     pub family: Family,
-    /// The name that the file gives it.
+    /// The name that its files give it.
     pub name: Option<String>,
     /// Tokens that one sequence may hold, prompt and answer together.
     pub context_length: usize,
@@ -71,110 +73,98 @@ pub struct ModelInfo {
     pub trained_context_length: usize,
     /// Logits per token.
     pub vocab_size: usize,
-    /// Tokens that all KV caches together may hold.
+    /// Values of a token's hidden state: the width of an embedding.
+    pub hidden_size: usize,
+    /// How hidden states become an embedding.
+    pub pooling: Pooling,
+    /// Tokens that the KV cache holds.
     pub kv_tokens: usize,
+    /// Tokens of one block of the KV cache.
+    pub kv_block_tokens: usize,
     /// Bytes that one token takes in the KV cache.
     pub kv_bytes_per_token: usize,
+    /// Bytes that the whole KV cache takes; on the CPU as it is filled.
+    pub kv_bytes: usize,
     /// Bytes that the weights take on the device.
     pub weight_bytes: usize,
+    /// Bytes that a large step works in, roughly.
+    pub scratch_bytes: usize,
 }
 
-/// Loads a GGUF file. Blocking, for as long as it takes to read the file. `progress` gets shares of 1 that rise.
+/// Loads a model: a GGUF file, or a folder of safetensors with config.json and tokenizer.json. Blocking, for as long as
+/// it takes to read the weights. `progress` gets shares of 1 that rise.
 ///
 /// # Errors
-/// The file is unreadable, damaged, or of a kind that is not supported; the device is not there; the options
-/// contradict the model.
+/// The files are unreadable, damaged, or of a kind that is not supported; the device is not there; the options
+/// contradict the model, or it does not fit the memory limit, which is found before the weights are read.
 pub fn load(path: &Path, options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<LoadedModel, LoadError> {
     let device = options.device.open()?;
-    let file = File::open(path)?;
+    let files = Files::open(path)?;
     match options.device {
-        DeviceSpec::Cpu => file.load_family(Cpu::new(options.threads)?, options, progress),
-        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => file.load_family(Candle::new(device), options, progress),
+        DeviceSpec::Cpu => files.load(Cpu::new(options.threads)?, options, progress),
+        DeviceSpec::Cuda(_) | DeviceSpec::Metal(_) => files.load(Candle::new(device), options, progress),
     }
 }
 
-/// A file whose text side is read.
-pub(crate) struct File {
-    gguf: Gguf,
+/// Files whose text side is read.
+pub(crate) struct Files {
+    file: ModelFile,
     family: Family,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
 }
 
-impl File {
+impl Files {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
-        let gguf = Gguf::open(path)?;
-        let family = Family::of(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let chat_template = gguf
+        let file = if path.is_dir() {
+            ModelFile::safetensors(path)?
+        } else {
+            ModelFile::gguf(path)?
+        };
+        let family = Family::of(&file)?;
+        let tokenizer = Tokenizer::from_file(&file)?;
+        let chat_template = file
             .string("tokenizer.chat_template")
             .map(|source| ChatTemplate::new(source, tokenizer.bos_token(), tokenizer.eos_token()))
             .transpose()?;
         Ok(Self {
-            gguf,
+            file,
             family,
             tokenizer,
             chat_template,
         })
     }
 
-    pub(crate) fn load_family<B: Backend>(
+    /// The files are unmapped when this returns: all weights are the backend's own then.
+    pub(crate) fn load<B: Backend>(
         self,
         backend: B,
         options: &LoadOptions,
         progress: &mut dyn FnMut(f32),
-    ) -> Result<LoadedModel, LoadError> {
-        match self.family {
-            Family::Llama => self.load_network(backend, options, progress, Llama::load),
-            Family::Gemma3 => self.load_network(backend, options, progress, Gemma3::load),
-        }
-    }
-
-    fn load_network<B: Backend, N: Network<B>>(
-        self,
-        backend: B,
-        options: &LoadOptions,
-        progress: &mut dyn FnMut(f32),
-        load: impl FnOnce(&mut Weights<'_, B>) -> Result<N, LoadError>,
     ) -> Result<LoadedModel, LoadError> {
         let Self {
-            gguf,
+            file,
             family,
             tokenizer,
             chat_template,
         } = self;
-        let architecture = family.architecture();
-        let trained = gguf.required_count(&format!("{architecture}.context_length"))?;
-        let mut weights = Weights::new(&gguf, &backend, progress);
-        let network = load(&mut weights)?;
-        let weight_bytes = weights.device_bytes();
-        gguf.refuse_unused_tensors(architecture)?;
-        if tokenizer.vocab_size() > network.vocab_size() {
-            let (tokens, rows) = (tokenizer.vocab_size(), network.vocab_size());
+        let trained = file.required_count(&format!("{family}.context_length"))?;
+        let architecture = family.describe(&file, Budget::longest(options, trained)?)?;
+        if tokenizer.vocab_size() > architecture.vocab {
+            let (tokens, rows) = (tokenizer.vocab_size(), architecture.vocab);
             return Err(LoadError::Damaged(format!(
                 "it has {tokens} tokens but embeddings for {rows}"
             )));
         }
-        let kv_bytes_per_token = network
-            .heads()
-            .iter()
-            .map(|heads| backend.cache_bytes_per_token(heads))
-            .sum();
-        let limits = limits(options, trained, kv_bytes_per_token)?;
-        let info = ModelInfo {
-            family,
-            name: gguf.string("general.name").map(str::to_owned),
-            context_length: limits.context_length,
-            trained_context_length: trained,
-            vocab_size: network.vocab_size(),
-            kv_tokens: limits.kv_tokens,
-            kv_bytes_per_token,
-            weight_bytes,
-        };
-        tracing::info!(%family, name = info.name, weight_bytes, context_length = info.context_length, "model loaded");
-        let model = Box::new(Runner::new(backend, network, limits, tokenizer.end_tokens()));
+        let budget = Budget::plan(&file, &architecture, &backend, options)?;
+        let limits = budget.limits;
+        let mut info = info(&file, &architecture, &budget)?;
+        let Loaded { network, bytes } = Network::load(&file, architecture, &backend, progress)?;
+        info.weight_bytes = bytes;
+        let cache = backend.new_cache(&network.architecture.layers, limits.kv_blocks)?;
+        tracing::debug!(%family, name = info.name, bytes, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(LoadedModel {
-            model,
+            model: Box::new(Runner::new(backend, network, cache, limits, tokenizer.end_tokens())),
             tokenizer,
             chat_template,
             info,
@@ -182,54 +172,33 @@ impl File {
     }
 }
 
-fn limits(options: &LoadOptions, trained: usize, kv_bytes_per_token: usize) -> Result<Limits, LoadError> {
-    let positive = |value: Option<usize>, name: &str| match value {
-        Some(0) => Err(LoadError::Options(format!("{name} must be at least 1"))),
-        value => Ok(value),
-    };
-    let wanted = positive(options.max_context, "the context length")?
-        .unwrap_or(trained)
-        .min(trained);
-    let kv_tokens = positive(options.kv_tokens, "the KV cache's size in tokens")?
-        .unwrap_or_else(|| wanted.max(DEFAULT_KV_BYTES / kv_bytes_per_token.max(1)));
-    Ok(Limits {
-        context_length: wanted.min(kv_tokens),
-        kv_tokens,
+/// The facts, with the weights' bytes as they are expected.
+fn info(file: &ModelFile, architecture: &Architecture, budget: &Budget) -> Result<ModelInfo, LoadError> {
+    Ok(ModelInfo {
+        family: architecture.family,
+        name: file.string("general.name").map(str::to_owned),
+        context_length: budget.limits.context_length,
+        trained_context_length: architecture.context_length,
+        vocab_size: architecture.vocab,
+        hidden_size: architecture.width,
+        pooling: pooling(file, architecture.family)?,
+        kv_tokens: budget.kv_tokens(),
+        kv_block_tokens: cpu_kernels::BLOCK_TOKENS,
+        kv_bytes_per_token: budget.kv_bytes_per_block / cpu_kernels::BLOCK_TOKENS,
+        kv_bytes: budget.kv_bytes(),
+        weight_bytes: budget.weight_bytes,
+        scratch_bytes: budget.scratch_bytes,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits_of(max_context: Option<usize>, kv_tokens: Option<usize>) -> (usize, usize) {
-        let options = LoadOptions {
-            max_context,
-            kv_tokens,
-            ..LoadOptions::new(DeviceSpec::Cpu)
-        };
-        let limits = limits(&options, 8192, 1 << 20).expect("sensible options");
-        (limits.context_length, limits.kv_tokens)
-    }
-
-    #[test]
-    fn by_default_the_cache_holds_a_whole_context_or_a_gibibyte_whichever_is_more() {
-        assert_eq!(limits_of(None, None), (8192, 8192));
-        assert_eq!(limits_of(Some(100), None), (100, 1024));
-    }
-
-    #[test]
-    fn a_context_is_never_longer_than_the_model_s_own_or_than_the_cache() {
-        assert_eq!(limits_of(Some(100_000), Some(50_000)), (8192, 50_000));
-        assert_eq!(limits_of(None, Some(500)), (500, 500));
-    }
-
-    #[test]
-    fn sizes_of_zero_are_refused() {
-        let options = LoadOptions {
-            kv_tokens: Some(0),
-            ..LoadOptions::new(DeviceSpec::Cpu)
-        };
-        assert!(matches!(limits(&options, 10, 10), Err(LoadError::Options(_))));
+/// GGUF's numbers of pooling types; the mean where the file does not say.
+fn pooling(file: &ModelFile, family: Family) -> Result<Pooling, LoadError> {
+    let key = format!("{family}.pooling_type");
+    match file.value(&key).map(|value| value.as_count()) {
+        None | Some(Some(0 | 1)) => Ok(Pooling::Mean),
+        Some(Some(3)) => Ok(Pooling::Last),
+        Some(_) => Err(LoadError::Unsupported(format!(
+            "{key} is not supported; mean (1) and last (3) are"
+        ))),
     }
 }

@@ -1,196 +1,178 @@
-//! Sequences and their caches around a network: what the engine sees as a model.
+//! A network, its backend and its cache: what the engine sees as a model.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use batch_engine::{Model, ModelError, SequenceId, StepInput};
+use batch_engine::{KvLayout, Model, ModelError, Output, StepInput};
+use cpu_kernels::{BLOCK_TOKENS, Span};
 
-use crate::backend::{Backend, Heads, Span};
-use crate::families::{Batch, Network};
+use crate::backend::{Backend, Batch, Wanted, What};
+use crate::network::Network;
 
 /// Limits that a model keeps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Tokens that one sequence may hold.
     pub(crate) context_length: usize,
-    /// Tokens that all open sequences may hold together.
-    pub(crate) kv_tokens: usize,
+    /// Blocks of the cache.
+    pub(crate) kv_blocks: usize,
 }
 
-/// A network, its backend and the open sequences.
-pub(crate) struct Runner<B: Backend, N: Network<B>> {
+/// Runs steps. It knows no sequences: each input brings its block table.
+pub(crate) struct Runner<B: Backend> {
     backend: B,
-    network: N,
-    heads: Vec<Heads>,
+    network: Network<B>,
+    cache: B::Cache,
     limits: Limits,
     end_tokens: HashSet<u32>,
-    sequences: HashMap<SequenceId, Sequence<B::Cache>>,
-    /// Sum of the open sequences' `max_tokens`.
-    promised: usize,
-    next_id: u64,
+    writers: Writers,
 }
 
-struct Sequence<C> {
-    /// One per layer.
-    caches: Vec<C>,
-    /// Tokens in the caches.
-    len: usize,
-    max_tokens: usize,
-}
-
-impl<B: Backend, N: Network<B>> Runner<B, N> {
-    pub(crate) fn new(backend: B, network: N, limits: Limits, end_tokens: &[u32]) -> Self {
-        let heads = network.heads();
-        let end_tokens = end_tokens.iter().copied().collect();
+impl<B: Backend> Runner<B> {
+    pub(crate) fn new(backend: B, network: Network<B>, cache: B::Cache, limits: Limits, end_tokens: &[u32]) -> Self {
         Self {
             backend,
             network,
-            heads,
+            cache,
             limits,
-            end_tokens,
-            sequences: HashMap::new(),
-            promised: 0,
-            next_id: 0,
+            end_tokens: end_tokens.iter().copied().collect(),
+            writers: Writers {
+                inputs: 0,
+                last: vec![0; limits.kv_blocks],
+            },
         }
     }
 
     /// Refuses a step that cannot be run as a whole, before anything changes.
-    fn check(&self, inputs: &[StepInput<'_>]) -> Result<(), ModelError> {
-        let mut seen = HashSet::with_capacity(inputs.len());
+    fn check(&mut self, inputs: &[StepInput<'_>]) -> Result<(), ModelError> {
+        let vocab = self.network.architecture.vocab;
+        let Limits {
+            context_length,
+            kv_blocks,
+        } = self.limits;
+        let first_input = self.writers.inputs + 1;
         for input in inputs {
-            let id = input.sequence.0;
-            let Some(sequence) = self.sequences.get(&input.sequence) else {
-                return Err(ModelError(format!("sequence {id} is not open")));
-            };
-            if !seen.insert(input.sequence) {
-                return Err(ModelError(format!("sequence {id} is in the step twice")));
-            }
             if input.tokens.is_empty() {
-                return Err(ModelError(format!("sequence {id} has no tokens in the step")));
+                return Err(ModelError("an input has no tokens".to_owned()));
             }
-            if sequence.len + input.tokens.len() > sequence.max_tokens {
-                let max = sequence.max_tokens;
-                return Err(ModelError(format!(
-                    "sequence {id} would grow beyond the {max} tokens it was opened for"
-                )));
-            }
-            let vocab = self.network.vocab_size();
             if let Some(token) = input.tokens.iter().find(|&&token| token as usize >= vocab) {
                 return Err(ModelError(format!(
                     "token {token} is not in the vocabulary of {vocab} tokens"
                 )));
             }
+            let end = input.position.saturating_add(input.tokens.len());
+            if end > context_length {
+                return Err(ModelError(format!(
+                    "a sequence of {end} tokens is longer than the context of {context_length}"
+                )));
+            }
+            let (needed, given) = (end.div_ceil(BLOCK_TOKENS), input.blocks.len());
+            let Some(table) = input.blocks.get(..needed) else {
+                return Err(ModelError(format!(
+                    "a sequence of {end} tokens needs {needed} blocks, its table has {given}"
+                )));
+            };
+            if let Some(block) = table.iter().find(|&&block| block as usize >= kv_blocks) {
+                return Err(ModelError(format!(
+                    "block {block} is not one of the cache's {kv_blocks} blocks"
+                )));
+            }
+            self.writers
+                .enter(table, input.position / BLOCK_TOKENS, first_input)
+                .map_err(|block| ModelError(format!("block {block} is in the step twice")))?;
         }
         Ok(())
     }
+}
 
-    /// Runs the checked inputs on their sequences, which are taken out of the map meanwhile.
-    fn run(
-        &self,
-        inputs: &[StepInput<'_>],
-        taken: &mut [(SequenceId, Sequence<B::Cache>)],
-        logits: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
-        let mut batch = Batch {
-            tokens: Vec::new(),
-            positions: Vec::new(),
-            wanted: Vec::new(),
-            spans: Vec::new(),
-        };
-        for (input, (_, sequence)) in inputs.iter().zip(taken) {
-            let (first, rows, position) = (batch.tokens.len(), input.tokens.len(), sequence.len);
-            batch.tokens.extend_from_slice(input.tokens);
-            batch.positions.extend(position..position + rows);
-            batch.spans.push(Span {
-                first,
-                rows,
-                position,
-                caches: &mut sequence.caches,
-            });
-            if input.wants_logits {
-                batch.wanted.push(first + rows - 1);
+/// Which input was the last to write each block.
+struct Writers {
+    /// Inputs so far, in all steps.
+    inputs: u64,
+    /// Number of the input, counted from 1, by block.
+    last: Vec<u64>,
+}
+
+impl Writers {
+    /// Notes the blocks that an input writes, which are those from `first` on in its table. The error is a block that
+    /// another input of this step writes too, or that the input has at two places.
+    fn enter(&mut self, table: &[u32], first: usize, first_input: u64) -> Result<(), u32> {
+        self.inputs += 1;
+        let (read, written) = table.split_at(first);
+        for &block in written {
+            let last = &mut self.last[block as usize];
+            if *last >= first_input {
+                return Err(block);
             }
+            *last = self.inputs;
         }
-        self.backend
-            .run(|| {
-                let rows = self.network.forward(&self.backend, &mut batch)?;
-                self.backend.read(&rows, logits)
-            })
-            .map_err(|error| ModelError(format!("the step failed: {error}")))
+        let both = read.iter().find(|&&block| self.last[block as usize] == self.inputs);
+        both.map_or(Ok(()), |&block| Err(block))
     }
 }
 
-impl<B: Backend, N: Network<B>> Model for Runner<B, N> {
+/// The inputs as one batch of rows.
+fn compose<'a>(inputs: &[StepInput<'a>]) -> Batch<'a> {
+    let rows = inputs.iter().map(|input| input.tokens.len()).sum();
+    let mut batch = Batch {
+        tokens: Vec::with_capacity(rows),
+        positions: Vec::with_capacity(rows),
+        spans: Vec::with_capacity(inputs.len()),
+        wanted: Vec::new(),
+    };
+    for input in inputs {
+        let (first, rows, position) = (batch.tokens.len(), input.tokens.len(), input.position);
+        batch.tokens.extend_from_slice(input.tokens);
+        batch.positions.extend(position..position + rows);
+        batch.spans.push(Span {
+            first,
+            rows,
+            position,
+            blocks: input.blocks,
+        });
+        let (rows, what) = match input.output {
+            Output::Nothing => (0..0, What::Logits),
+            Output::Last => (first + rows - 1..first + rows, What::Logits),
+            Output::All => (first..first + rows, What::Logits),
+            Output::Hidden => (first..first + rows, What::Hidden),
+        };
+        batch.wanted.extend(rows.map(|row| Wanted { row, what }));
+    }
+    batch
+}
+
+impl<B: Backend> Model for Runner<B> {
     fn vocab_size(&self) -> usize {
-        self.network.vocab_size()
+        self.network.architecture.vocab
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.network.architecture.width
     }
 
     fn context_length(&self) -> usize {
         self.limits.context_length
     }
 
-    fn kv_capacity(&self) -> usize {
-        self.limits.kv_tokens
-    }
-
     fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
     }
 
-    fn open(&mut self, max_tokens: usize) -> Result<SequenceId, ModelError> {
-        let Limits {
-            context_length,
-            kv_tokens,
-        } = self.limits;
-        if max_tokens > context_length {
-            return Err(ModelError(format!(
-                "{max_tokens} tokens are more than the context of {context_length}"
-            )));
-        }
-        let free = kv_tokens - self.promised;
-        if max_tokens > free {
-            return Err(ModelError(format!(
-                "{max_tokens} tokens do not fit: {free} of {kv_tokens} are free"
-            )));
-        }
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        self.promised += max_tokens;
-        let caches = self.heads.iter().map(|heads| self.backend.new_cache(heads)).collect();
-        self.sequences.insert(
-            id,
-            Sequence {
-                caches,
-                len: 0,
-                max_tokens,
-            },
-        );
-        Ok(id)
-    }
-
-    fn close(&mut self, sequence: SequenceId) {
-        if let Some(sequence) = self.sequences.remove(&sequence) {
-            self.promised -= sequence.max_tokens;
+    fn kv_layout(&self) -> KvLayout {
+        KvLayout {
+            block_tokens: BLOCK_TOKENS,
+            blocks: self.limits.kv_blocks,
         }
     }
 
-    fn step(&mut self, inputs: &[StepInput<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        logits.clear();
+    fn step(&mut self, inputs: &[StepInput<'_>], rows: &mut Vec<f32>) -> Result<(), ModelError> {
+        rows.clear();
         self.check(inputs)?;
         if inputs.is_empty() {
             return Ok(());
         }
-        let mut taken: Vec<_> = inputs
-            .iter()
-            .filter_map(|input| self.sequences.remove_entry(&input.sequence))
-            .collect();
-        let result = self.run(inputs, &mut taken, logits);
-        for (input, (id, mut sequence)) in inputs.iter().zip(taken) {
-            // A failed step leaves the lengths: what it wrote into the caches is written over by the next one.
-            if result.is_ok() {
-                sequence.len += input.tokens.len();
-            }
-            self.sequences.insert(id, sequence);
-        }
-        result
+        let batch = compose(inputs);
+        self.backend
+            .forward(&self.network, &mut self.cache, &batch, rows)
+            .map_err(|error| ModelError(format!("the step failed: {error}")))
     }
 }

@@ -1,156 +1,129 @@
 //! Byte-level BPE, GPT-2's kind: a pattern cuts the text into words, merges build tokens inside each word.
 
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::SplitDelimiterBehavior;
+use hashbrown::HashMap;
 
 use super::TokenizerError;
-use super::vocabulary::{Vocabulary, strings};
-use crate::gguf::Gguf;
-
-/// How words are cut, by the names that GGUF files use in `tokenizer.ggml.pre`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Words {
-    /// GPT-2's pattern.
-    Gpt2,
-    /// Each digit by itself, then GPT-2's pattern.
-    SingleDigits,
-    /// Llama 3: digits in groups of three, line ends with what they follow; a word that is a token is not merged.
-    Llama3,
-    /// Qwen 2: like Llama 3 with single digits.
-    Qwen2,
-}
-
-const NAMES: [(&str, Words); 15] = [
-    ("gpt-2", Words::Gpt2),
-    ("phi-2", Words::Gpt2),
-    ("mpt", Words::Gpt2),
-    ("olmo", Words::Gpt2),
-    ("smollm", Words::SingleDigits),
-    ("starcoder", Words::SingleDigits),
-    ("refact", Words::SingleDigits),
-    ("command-r", Words::SingleDigits),
-    ("codeshell", Words::SingleDigits),
-    ("exaone", Words::SingleDigits),
-    ("llama3", Words::Llama3),
-    ("llama-v3", Words::Llama3),
-    ("llama-bpe", Words::Llama3),
-    ("falcon3", Words::Llama3),
-    ("qwen2", Words::Qwen2),
-];
+use super::merge::{Merger, Union};
+use super::vocabulary::{Kind, Spellings, Vocabulary, byte_alphabet};
+use super::words::{Cutter, Words};
+use crate::file::ModelFile;
 
 pub(super) struct Bpe {
-    tokenizer: tokenizers::Tokenizer,
-    words: Words,
+    cutter: Cutter,
+    /// The token of each byte.
+    bytes: [Option<u32>; 256],
+    /// What two neighbouring tokens become; earlier merges go first.
+    merges: HashMap<(u32, u32), Union>,
+    /// Where words that are tokens are taken as they are.
+    whole_words: Option<WholeWords>,
+}
+
+/// Finds the words that are tokens.
+struct WholeWords {
+    spellings: Spellings,
+    /// The character that each byte is spelled with.
+    alphabet: [char; 256],
 }
 
 impl Bpe {
-    pub(super) fn from_gguf(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Self, TokenizerError> {
-        let pre = gguf
+    pub(super) fn from_gguf(file: &ModelFile, vocabulary: &Vocabulary) -> Result<Self, TokenizerError> {
+        let pre = file
             .string("tokenizer.ggml.pre")
             .ok_or(TokenizerError::Missing("tokenizer.ggml.pre"))?;
-        let words = NAMES
-            .iter()
-            .find(|(name, _)| *name == pre)
-            .map(|(_, words)| *words)
-            .ok_or_else(|| {
-                let known = NAMES.map(|(name, _)| name).join(", ");
-                TokenizerError::Unsupported(format!(
-                    "words cut as {pre:?} are not supported; supported are: {known}"
-                ))
-            })?;
-        let merges = gguf
-            .array("tokenizer.ggml.merges")
+        let words = Words::of_name(pre)?;
+        let merges = file
+            .strings("tokenizer.ggml.merges")
             .ok_or(TokenizerError::Missing("tokenizer.ggml.merges"))?;
-        let merges = strings(merges, "tokenizer.ggml.merges")?;
         Self::new(vocabulary, &merges, words)
     }
 
-    fn new(vocabulary: &Vocabulary, merges: &[Box<str>], words: Words) -> Result<Self, TokenizerError> {
-        let pair = |merge: &str| {
+    fn new(vocabulary: &Vocabulary, merges: &[&str], words: Words) -> Result<Self, TokenizerError> {
+        let all = Spellings::new(vocabulary, &Kind::ALL);
+        let mut pairs = HashMap::with_capacity(merges.len());
+        let mut spelled = String::new();
+        for (rank, merge) in (0i64..).zip(merges) {
             // A token may begin with a space only in its byte spelling, so the first space parts the two.
-            let pair = merge
-                .split_once(' ')
-                .map(|(left, right)| (left.to_owned(), right.to_owned()));
-            pair.ok_or_else(|| TokenizerError::Damaged(format!("the merge {merge:?} is not a pair")))
-        };
-        let merges = merges.iter().map(|merge| pair(merge)).collect::<Result<Vec<_>, _>>()?;
-        let ids: Vocab = vocabulary
-            .ids()
-            .map(|id| (vocabulary.spelling(id).to_owned(), id))
-            .collect();
-        let damaged = |error: tokenizers::Error| TokenizerError::Damaged(error.to_string());
-        let model = BPE::builder()
-            .vocab_and_merges(ids, merges)
-            .ignore_merges(words == Words::Llama3)
-            .build()
-            .map_err(damaged)?;
-        let mut tokenizer = tokenizers::Tokenizer::new(model);
-        tokenizer.with_pre_tokenizer(Some(cutter(words).map_err(damaged)?));
-        Ok(Self { tokenizer, words })
+            let pair = merge.split_once(' ');
+            let (left, right) =
+                pair.ok_or_else(|| TokenizerError::Damaged(format!("the merge {merge:?} is not a pair")))?;
+            spelled.clear();
+            spelled.extend([left, right]);
+            let token = |spelling: &str| {
+                let unknown = || TokenizerError::Damaged(format!("{spelling:?}, of the merge {merge:?}, is no token"));
+                all.get(vocabulary, spelling).ok_or_else(unknown)
+            };
+            let union = Union {
+                priority: -rank,
+                token: token(&spelled)?,
+            };
+            pairs.insert((token(left)?, token(right)?), union);
+        }
+        let alphabet = byte_alphabet();
+        let byte = |character: char| all.get(vocabulary, character.encode_utf8(&mut [0; 4]));
+        let bytes = alphabet.map(byte);
+        let whole_words = (words == Words::Llama3).then_some(WholeWords {
+            spellings: all,
+            alphabet,
+        });
+        Ok(Self {
+            cutter: Cutter::new(words),
+            bytes,
+            merges: pairs,
+            whole_words,
+        })
     }
 
     /// Whether files of this kind want BOS when they do not say.
     pub(super) fn prefix_by_default(&self) -> bool {
-        self.words == Words::Llama3
+        self.cutter.words() == Words::Llama3
     }
 
-    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Text(error.to_string()))?;
-        tokens.extend_from_slice(encoding.get_ids());
-        Ok(())
+    pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, tokens: &mut Vec<u32>) {
+        let (mut merger, mut spelled) = (Merger::default(), String::new());
+        self.cutter.cut(text, |word| {
+            if let Some(whole) = &self.whole_words {
+                spelled.clear();
+                spelled.extend(word.bytes().map(|byte| whole.alphabet[usize::from(byte)]));
+                // No text ever becomes a control token here, however it is spelled.
+                let found = whole.spellings.get(vocabulary, &spelled);
+                let is_text = |&token: &u32| matches!(vocabulary.kind(token), Kind::Normal | Kind::UserDefined);
+                if let Some(token) = found.filter(is_text) {
+                    tokens.push(token);
+                    return;
+                }
+            }
+            merger.clear();
+            for (start, byte) in word.bytes().enumerate() {
+                if let Some(token) = self.bytes[usize::from(byte)] {
+                    merger.push(start, start + 1, Some(token));
+                }
+            }
+            merger.merge(|left, right| self.merges.get(&(left.token?, right.token?)).copied());
+            tokens.extend(merger.pieces().filter_map(|piece| piece.token));
+        });
     }
-}
-
-fn cutter(words: Words) -> tokenizers::Result<PreTokenizerWrapper> {
-    const CONTRACTIONS: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
-    const BEFORE_DIGITS: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+";
-    const AFTER_DIGITS: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let gpt2 = ByteLevel::new(false, false, true);
-    let digits = match words {
-        Words::Gpt2 => return Ok(gpt2.into()),
-        Words::SingleDigits => return Ok(Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into()),
-        Words::Llama3 => r"\p{N}{1,3}",
-        Words::Qwen2 => r"\p{N}",
-    };
-    let pattern = SplitPattern::Regex([CONTRACTIONS, BEFORE_DIGITS, digits, AFTER_DIGITS].join("|"));
-    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
-    Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, false, false).into()]).into())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::vocabulary::Kind;
+    use super::super::vocabulary::Alphabet;
     use super::*;
 
     /// A vocabulary of all bytes, in GPT-2's alphabet, and the given longer tokens.
-    fn bpe(words: Words, merges: &[&str]) -> (Bpe, Vocabulary) {
-        let mut spellings: Vec<Box<str>> = ByteLevel::alphabet()
-            .into_iter()
-            .map(|c| c.to_string().into())
-            .collect();
-        spellings.extend(merges.iter().map(|merge| merge.replace(' ', "").into()));
+    fn vocabulary(merges: &[&str]) -> Vocabulary {
+        let mut spellings: Vec<String> = byte_alphabet().iter().map(char::to_string).collect();
+        spellings.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+        let spellings: Vec<&str> = spellings.iter().map(String::as_str).collect();
         let kinds = vec![Kind::Normal; spellings.len()];
-        let vocabulary = Vocabulary::new(spellings, kinds, true).expect("consistent");
-        let merges: Vec<Box<str>> = merges.iter().map(|&merge| merge.into()).collect();
-        (
-            Bpe::new(&vocabulary, &merges, words).expect("merges of known tokens"),
-            vocabulary,
-        )
+        Vocabulary::new(&spellings, kinds, Alphabet::Bytes).expect("consistent")
     }
 
     #[track_caller]
     fn assert_pieces(words: Words, merges: &[&str], text: &str, pieces: &[&str]) {
-        let (bpe, vocabulary) = bpe(words, merges);
+        let vocabulary = vocabulary(merges);
+        let bpe = Bpe::new(&vocabulary, merges, words).expect("merges of known tokens");
         let mut tokens = Vec::new();
-        bpe.encode(text, &mut tokens).expect("plain text");
+        bpe.encode(&vocabulary, text, &mut tokens);
         let spelled: Vec<&str> = tokens
             .iter()
             .map(|&token| str::from_utf8(vocabulary.bytes(token)).expect("whole characters"))
@@ -170,6 +143,12 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_that_was_found_before_its_pieces_grew_is_not_made() {
+        assert_pieces(Words::Gpt2, &["b c", "a bc", "a b", "c d"], "abcd", &["abc", "d"]);
+        assert_pieces(Words::Gpt2, &["a a"], "aaaaa", &["aa", "aa", "a"]);
+    }
+
+    #[test]
     fn single_digits_are_never_merged() {
         assert_pieces(
             Words::SingleDigits,
@@ -182,14 +161,20 @@ mod tests {
     #[test]
     fn llama_3_takes_a_word_that_is_a_token_as_it_is_and_digits_by_three() {
         assert_pieces(Words::Llama3, &["1 2", "12 3", "4 5"], "12345", &["123", "45"]);
+        // The merges lead to "a" and "bc".
+        let merges = ["b c", "a b", "ab c"];
+        assert_pieces(Words::Gpt2, &merges, "abc", &["a", "bc"]);
+        assert_pieces(Words::Llama3, &merges, "abc abcd", &["abc", " ", "a", "bc", "d"]);
     }
 
     #[test]
-    fn a_merge_that_is_no_pair_is_refused() {
-        let (_, vocabulary) = bpe(Words::Gpt2, &[]);
-        assert!(matches!(
-            Bpe::new(&vocabulary, &["ab".into()], Words::Gpt2),
-            Err(TokenizerError::Damaged(_))
-        ));
+    fn a_merge_that_is_no_pair_or_of_unknown_tokens_is_refused() {
+        let vocabulary = vocabulary(&[]);
+        for merge in ["ab", "a b"] {
+            assert!(matches!(
+                Bpe::new(&vocabulary, &[merge], Words::Gpt2),
+                Err(TokenizerError::Damaged(_))
+            ));
+        }
     }
 }

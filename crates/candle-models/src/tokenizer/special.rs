@@ -68,6 +68,7 @@ impl Finder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vocabulary::Alphabet;
     use super::*;
 
     fn tokens() -> SpecialTokens {
@@ -77,8 +78,9 @@ mod tests {
             ("\n", Kind::UserDefined),
             ("\n\n", Kind::UserDefined),
         ];
-        let (spellings, kinds) = tokens.iter().map(|&(text, kind)| (Box::from(text), kind)).unzip();
-        SpecialTokens::new(&Vocabulary::new(spellings, kinds, false).expect("consistent")).expect("few tokens")
+        let (spellings, kinds): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
+        let vocabulary = Vocabulary::new(&spellings, kinds, Alphabet::Spaces).expect("consistent");
+        SpecialTokens::new(&vocabulary).expect("few tokens")
     }
 
     #[test]
