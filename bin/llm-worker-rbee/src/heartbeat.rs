@@ -179,8 +179,8 @@ fn build(state: &State, load: Option<&Load>, timestamp: DateTime<Utc>) -> Worker
 /// Before the model is loaded nobody knows whether it can chat; the queen asks again with the first ready beat.
 fn endpoints(served: Option<&Arc<Served>>) -> Vec<Endpoint> {
     match served {
-        Some(served) if !served.language.has_chat_template() => vec![Endpoint::Completions],
-        _ => vec![Endpoint::ChatCompletions, Endpoint::Completions],
+        Some(served) if !served.language.has_chat_template() => vec![Endpoint::Completions, Endpoint::Embeddings],
+        _ => vec![Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Embeddings],
     }
 }
 

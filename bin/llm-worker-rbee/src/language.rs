@@ -1,24 +1,39 @@
 //! Text to tokens and back, as the worker needs it of a model.
 
+use batch_engine::Constraint;
 use candle_models::{ChatTemplate, TemplateError, TextDecoder, Tokenizer};
-use openai_api::{Message, Role};
+use openai_api::{Message, Role, Tool};
+use serde_json::Value;
+use structured_output::{Grammar, GrammarError, Grammars, TokenText, ToolFormat, ToolSpec};
 
-/// The language side of a model: its tokenizer and its chat template. Calls may compute for long: not for async code.
+/// The language side of a model: its tokenizer, its chat template and its grammars. Calls may compute for long: not for
+/// async code, but for the cheap ones that say so.
 pub(crate) trait Language: Send + Sync + 'static {
-    /// Whether the model can chat.
+    /// Whether the model can chat. Cheap.
     fn has_chat_template(&self) -> bool;
 
-    /// The fewest tokens that a text of so many bytes can have: tells what cannot fit without computing for long.
+    /// How the model spells calls of tools. Cheap.
+    fn tool_format(&self) -> ToolFormat;
+
+    /// The fewest tokens that a text of so many bytes can have: tells what cannot fit without computing for long. Cheap.
     fn fewest_tokens(&self, bytes: usize) -> usize;
 
     /// A text to be continued as it stands: control tokens spelled in it stay text, the model's opening token is added.
     fn encode_text(&self, text: &str) -> Result<Vec<u32>, EncodeError>;
 
-    /// A conversation, laid out by the chat template, up to where the assistant's answer begins.
-    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, EncodeError>;
+    /// A conversation, laid out by the chat template, with tools that the model may call, up to where the assistant's
+    /// answer begins.
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError>;
 
-    /// Puts the tokens of one answer together to text.
-    fn decoder(&self) -> Box<dyn Decoder>;
+    /// What holds an answer to a grammar.
+    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError>;
+
+    /// What a token adds to the text: maybe a part of a character, empty for control tokens and unknown ones. Cheap.
+    fn token_bytes(&self, token: u32) -> Vec<u8>;
+
+    /// Puts the tokens of one answer together to text. Control tokens are left out, but for those with these spellings.
+    /// Cheap.
+    fn decoder(&self, shown: &'static [&'static str]) -> Box<dyn Decoder>;
 }
 
 /// Tokens in, whole characters out.
@@ -44,34 +59,99 @@ pub(crate) enum EncodeError {
     Broken(String),
 }
 
-/// The language side of a GGUF file.
-pub(crate) struct GgufLanguage {
+/// The tools as structured-output takes them.
+pub(crate) fn specifications(tools: &[Tool]) -> Vec<ToolSpec> {
+    let tools = tools.iter().map(|tool| ToolSpec {
+        name: tool.name.clone(),
+        description: tool.description.clone(),
+        parameters: tool.parameters.clone(),
+        strict: tool.strict,
+    });
+    tools.collect()
+}
+
+/// The language side of a model file.
+pub(crate) struct ModelLanguage {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// How the template spells calls; `None` if it knows no tools, or no spelling that is known here.
+    tool_format: Option<ToolFormat>,
+    grammars: Grammars,
     longest_token_bytes: usize,
 }
 
 /// Longest spelling of a control token in a chat template.
 const CONTROL_TOKEN_BYTES: usize = 64;
 
-impl GgufLanguage {
+impl ModelLanguage {
     pub(crate) fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
-        let tokens = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-        let longest = tokens
-            .map(|token| tokenizer.token_bytes(token).len())
-            .max()
-            .unwrap_or_default();
+        let longest = tokens(&tokenizer).map(|token| tokenizer.token_bytes(token).len()).max();
+        let grammars = Grammars::new(
+            {
+                let tokenizer = tokenizer.clone();
+                move || tokens(&tokenizer).map(|token| token_text(&tokenizer, token)).collect()
+            },
+            tokenizer.end_tokens().to_vec(),
+        );
+        let tool_format = template
+            .as_ref()
+            .and_then(|template| ToolFormat::of_template(template.source()));
         Self {
+            longest_token_bytes: longest.unwrap_or_default().max(CONTROL_TOKEN_BYTES),
             tokenizer,
             template,
-            longest_token_bytes: longest.max(CONTROL_TOKEN_BYTES),
+            tool_format,
+            grammars,
+        }
+    }
+
+    /// The messages, and the tools if the template takes them.
+    fn laid_out(&self, messages: &[Message], tools: &[Tool]) -> Result<(Vec<Value>, Option<Vec<Value>>), EncodeError> {
+        let has_calls = messages
+            .iter()
+            .any(|message| message.role == Role::Tool || !message.tool_calls.is_empty());
+        let messages: Vec<Message> = messages.iter().map(for_template).collect();
+        let messages = values(&messages)?;
+        if self.tool_format.is_some() {
+            let tools = if tools.is_empty() { None } else { Some(values(tools)?) };
+            Ok((messages, tools))
+        } else if has_calls || !tools.is_empty() {
+            Ok((ToolFormat::plain_messages(&specifications(tools), &messages), None))
+        } else {
+            Ok((messages, None))
         }
     }
 }
 
-impl Language for GgufLanguage {
+fn tokens(tokenizer: &Tokenizer) -> impl Iterator<Item = u32> + use<> {
+    0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX)
+}
+
+fn token_text(tokenizer: &Tokenizer, token: u32) -> TokenText {
+    let is_special = tokenizer.is_special(token);
+    let bytes = if is_special {
+        tokenizer.spelling(token).as_bytes()
+    } else {
+        tokenizer.token_bytes(token)
+    };
+    TokenText {
+        bytes: bytes.to_vec(),
+        is_special,
+    }
+}
+
+fn values<T: serde::Serialize>(items: &[T]) -> Result<Vec<Value>, EncodeError> {
+    let values: Result<_, _> = items.iter().map(serde_json::to_value).collect();
+    values.map_err(|error| EncodeError::Broken(error.to_string()))
+}
+
+impl Language for ModelLanguage {
     fn has_chat_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    fn tool_format(&self) -> ToolFormat {
+        self.tool_format.unwrap_or(ToolFormat::Hermes)
     }
 
     fn fewest_tokens(&self, bytes: usize) -> usize {
@@ -84,12 +164,11 @@ impl Language for GgufLanguage {
             .map_err(|error| EncodeError::Broken(error.to_string()))
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, EncodeError> {
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError> {
         let template = self.template.as_ref().ok_or(EncodeError::NoChatTemplate)?;
-        let messages = messages.iter().map(for_template);
-        let messages: Result<Vec<_>, _> = messages.map(|message| serde_json::to_value(&message)).collect();
-        let messages = messages.map_err(|error| EncodeError::Broken(error.to_string()))?;
-        let rendered = template.render(&messages, true).map_err(|error| match error {
+        let (messages, tools) = self.laid_out(messages, tools)?;
+        let rendered = template.render(&messages, tools.as_deref(), true);
+        let rendered = rendered.map_err(|error| match error {
             // What a template does not cope with is the conversation: it has served others.
             TemplateError::Refused(reason) | TemplateError::Failed(reason) => EncodeError::Refused(reason),
             TemplateError::Syntax(reason) => EncodeError::Broken(reason),
@@ -99,8 +178,24 @@ impl Language for GgufLanguage {
             .map_err(|error| EncodeError::Broken(error.to_string()))
     }
 
-    fn decoder(&self) -> Box<dyn Decoder> {
-        Box::new(self.tokenizer.decoder())
+    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
+        self.grammars.constraint(grammar)
+    }
+
+    fn token_bytes(&self, token: u32) -> Vec<u8> {
+        self.tokenizer.token_bytes(token).to_vec()
+    }
+
+    fn decoder(&self, shown: &'static [&'static str]) -> Box<dyn Decoder> {
+        let decoder = self.tokenizer.decoder();
+        if shown.is_empty() {
+            return Box::new(decoder);
+        }
+        Box::new(Showing {
+            tokenizer: self.tokenizer.clone(),
+            decoder,
+            shown,
+        })
     }
 }
 
@@ -126,22 +221,40 @@ impl Decoder for TextDecoder {
     }
 }
 
+/// Shows some control tokens.
+struct Showing {
+    tokenizer: Tokenizer,
+    decoder: TextDecoder,
+    shown: &'static [&'static str],
+}
+
+impl Decoder for Showing {
+    fn push(&mut self, token: u32) -> Option<String> {
+        if !self.tokenizer.is_special(token) {
+            return self.decoder.push(token);
+        }
+        let spelling = self.tokenizer.spelling(token);
+        if !self.shown.contains(&spelling) {
+            return None;
+        }
+        let cut = self.decoder.finish().unwrap_or_default();
+        Some(cut + spelling)
+    }
+
+    fn finish(&mut self) -> Option<String> {
+        self.decoder.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_developer_speaks_as_the_system_and_the_others_as_themselves() {
-        let said = |role| {
-            let message = Message {
-                role,
-                content: "x".to_owned(),
-                name: None,
-            };
-            for_template(&message).role
-        };
+        let said = |role| for_template(&Message::new(role, "x")).role;
         assert_eq!(said(Role::Developer), Role::System);
-        for role in [Role::System, Role::User, Role::Assistant] {
+        for role in [Role::System, Role::User, Role::Assistant, Role::Tool] {
             assert_eq!(said(role), role);
         }
     }

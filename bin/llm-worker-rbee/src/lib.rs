@@ -4,19 +4,25 @@
 //! become an answer, and what it tells its queens.
 //! Must not know: other workers, how it was chosen, what a hive or a queen does with what it says.
 //!
-//! Two journeys. A request: `http/chat.rs` parses (openai-api), `language.rs` makes tokens, `generation.rs` hands them to
-//! the engine (batch-engine) and puts its tokens together to text, `text.rs` cuts at stop texts, `http/stream.rs` frames.
+//! Two journeys. A request: `http/chat.rs` parses (openai-api), `http/structured.rs` sees what form the answer is to have
+//! (structured-output), `language.rs` makes tokens and grammars, `generation.rs` hands them to the engine (batch-engine),
+//! `transcript.rs` puts its tokens together to text and `text.rs` cuts that at stop texts, `answers.rs` joins the answers of
+//! one request, `http/stream.rs` frames them.
 //! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it when it changes, `heartbeat-client` knows to whom.
 
+mod answers;
 mod config;
 mod generation;
 mod heartbeat;
 mod http;
 mod language;
+mod memory;
 mod metrics;
 mod model;
 mod state;
 mod text;
+mod transcript;
+mod warm_up;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +40,7 @@ use tokio::sync::Semaphore;
 
 pub use config::{Args, Config};
 pub use http::{Health, MAX_BODY_BYTES};
+pub use state::Memory;
 
 use crate::model::Loaded;
 use crate::state::{ENCODERS, Identity, Served, State};
@@ -94,6 +101,9 @@ pub enum RunError {
     /// The engine's thread could not be started.
     #[error("start the engine: {0}")]
     EngineStart(std::io::Error),
+    /// The model could not run the first request, which only warms it up.
+    #[error("warm up: {0}")]
+    WarmUp(String),
     /// The engine broke while it ran.
     #[error("go on computing: {0}")]
     Engine(String),
@@ -183,10 +193,15 @@ where
         Ok(loaded) => loaded,
         Err(error) => return error,
     };
+    let hidden_size = loaded.model.hidden_size();
     let engine = match Engine::start(loaded.model, options) {
         Ok(engine) => engine,
         Err(error) => return RunError::EngineStart(error),
     };
+    state.starting(warm_up::STEP);
+    if let Err(why) = warm_up::run(&engine).await {
+        return RunError::WarmUp(why);
+    }
     tracing::info!(
         slots = engine.max_sequences(),
         context_length = engine.context_length(),
@@ -194,8 +209,12 @@ where
     );
     let mut engine_state = engine.state();
     state.serve(Served {
+        capacity: engine.max_sequences().saturating_add(options.queue_limit),
         engine,
         language: loaded.language,
+        pooling: loaded.pooling,
+        hidden_size,
+        memory: loaded.memory,
         revision: loaded.revision,
         created: Utc::now().timestamp(),
         encoders: Arc::new(Semaphore::new(ENCODERS)),

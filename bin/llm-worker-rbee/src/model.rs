@@ -2,19 +2,24 @@
 
 use std::sync::Arc;
 
-use candle_models::{ChatTemplate, LoadOptions, LoadedModel};
+use batch_engine::Pooling;
+use candle_models::{ChatTemplate, DeviceSpec, LoadOptions, LoadedModel};
 use model_store::{ModelStore, Phase, Progress, StoredModel};
 use tokio_util::sync::CancellationToken;
 
 use crate::RunError;
 use crate::config::Config;
-use crate::language::{GgufLanguage, Language};
-use crate::state::{State, Step};
+use crate::language::{Language, ModelLanguage};
+use crate::memory;
+use crate::state::{Memory, State, Step};
 
 /// A model in memory, ready for the engine.
 pub(crate) struct Loaded {
     pub(crate) model: Box<dyn batch_engine::Model>,
     pub(crate) language: Arc<dyn Language>,
+    /// How an embedding is made of hidden states.
+    pub(crate) pooling: Pooling,
+    pub(crate) memory: Memory,
     /// The file's checksum, where it is known.
     pub(crate) revision: Option<String>,
 }
@@ -26,16 +31,10 @@ pub(crate) async fn load(config: Config, state: Arc<State>) -> Result<Loaded, Ru
         name: "load",
         progress: Some(0.0),
     });
-    let revision = stored.sha256.clone();
     let loading = tokio::task::spawn_blocking(move || read(&config, &stored, &state));
-    let (model, language) = loading
+    loading
         .await
-        .map_err(|error| RunError::Model(format!("the loader broke off: {error}")))??;
-    Ok(Loaded {
-        model,
-        language: Arc::new(language),
-        revision,
-    })
+        .map_err(|error| RunError::Model(format!("the loader broke off: {error}")))?
 }
 
 async fn pull(config: &Config, state: &Arc<State>) -> Result<StoredModel, RunError> {
@@ -63,15 +62,16 @@ fn step(progress: Progress) -> Step {
     }
 }
 
-fn read(
-    config: &Config,
-    stored: &StoredModel,
-    state: &State,
-) -> Result<(Box<dyn batch_engine::Model>, GgufLanguage), RunError> {
+fn read(config: &Config, stored: &StoredModel, state: &State) -> Result<Loaded, RunError> {
     let options = LoadOptions {
         max_context: config.context_length,
         kv_tokens: config.kv_tokens,
         threads: config.threads,
+        memory_limit: match config.device {
+            DeviceSpec::Cpu | DeviceSpec::Metal(_) => memory::available(),
+            // It has memory of its own.
+            DeviceSpec::Cuda(_) => None,
+        },
         ..LoadOptions::new(config.device)
     };
     let mut report = |progress: f32| {
@@ -91,13 +91,25 @@ fn read(
         context_length = info.context_length,
         trained_context_length = info.trained_context_length,
         kv_tokens = info.kv_tokens,
-        kv_bytes_per_token = info.kv_bytes_per_token,
+        kv_bytes = info.kv_bytes,
         weight_bytes = info.weight_bytes,
+        scratch_bytes = info.scratch_bytes,
+        available_bytes = options.memory_limit,
         "model loaded"
     );
     let template = match &config.chat_template {
         Some(source) => Some(ChatTemplate::new(source, tokenizer.bos_token(), tokenizer.eos_token())?),
         None => chat_template,
     };
-    Ok((model, GgufLanguage::new(tokenizer, template)))
+    Ok(Loaded {
+        model,
+        language: Arc::new(ModelLanguage::new(tokenizer, template)),
+        pooling: info.pooling,
+        memory: Memory {
+            weight_bytes: info.weight_bytes as u64,
+            kv_cache_bytes: info.kv_bytes as u64,
+            scratch_bytes: info.scratch_bytes as u64,
+        },
+        revision: stored.sha256.clone(),
+    })
 }

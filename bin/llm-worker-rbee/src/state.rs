@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use batch_engine::{EngineHandle, Load};
+use batch_engine::{EngineHandle, Load, Pooling};
 use daemon::Shutdown;
+use serde::{Deserialize, Serialize};
 use shared_contract::{HiveId, ModelId, WorkerId};
 use tokio::sync::{Semaphore, watch};
 
@@ -31,7 +32,7 @@ pub(crate) enum Phase {
 /// How far the start is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Step {
-    /// A short word, for example `download`, `load`.
+    /// A short word, for example `download`, `load`, `warm_up`.
     pub(crate) name: &'static str,
     /// How much of the step is done, 0 to 1, where that is known.
     pub(crate) progress: Option<f32>,
@@ -50,10 +51,28 @@ pub(crate) struct Identity {
     pub(crate) slots: u32,
 }
 
+/// Memory of a loaded model, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// The weights, as they lie on the device.
+    pub weight_bytes: u64,
+    /// The whole KV cache; the system gives the room as it is used.
+    pub kv_cache_bytes: u64,
+    /// What computing a step needs beside them.
+    pub scratch_bytes: u64,
+}
+
 /// A model that is loaded and runs.
 pub(crate) struct Served {
     pub(crate) engine: EngineHandle,
     pub(crate) language: Arc<dyn Language>,
+    /// How an embedding is made of hidden states.
+    pub(crate) pooling: Pooling,
+    /// Values of an embedding.
+    pub(crate) hidden_size: usize,
+    pub(crate) memory: Memory,
+    /// Answers that the engine can hold at a time: those that it computes and those that wait.
+    pub(crate) capacity: usize,
     /// The file's checksum, where it is known.
     pub(crate) revision: Option<String>,
     /// When it became ready, in seconds since the epoch.
@@ -118,7 +137,7 @@ impl State {
     /// The model is ready.
     pub(crate) fn serve(&self, served: Served) {
         let served = self.served.get_or_init(|| Arc::new(served));
-        self.metrics.watch_engine(served.engine.clone());
+        self.metrics.watch_engine(served.engine.clone(), served.memory);
         self.change(|phase| matches!(phase, Phase::Starting(_)).then_some(Phase::Serving));
     }
 

@@ -70,4 +70,25 @@ pub struct InferUsage {
     pub prompt_tokens: u32,
     /// Tokens generated, the end token not counted.
     pub completion_tokens: u32,
+    /// Tokens of the prompt that were found in the prefix cache and not computed again.
+    #[serde(default)]
+    pub cached_tokens: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_knows_no_prefix_cache_has_cached_nothing() {
+        let told =
+            r#"{"type": "done", "finish_reason": "stop", "usage": {"prompt_tokens": 6, "completion_tokens": 7}}"#;
+        let InferEvent::Done { usage, .. } = serde_json::from_str(told).unwrap() else {
+            panic!("{told}")
+        };
+        assert_eq!(
+            (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
+            (6, 7, 0)
+        );
+    }
 }

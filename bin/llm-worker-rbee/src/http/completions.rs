@@ -8,13 +8,19 @@ use bytes::Bytes;
 use chrono::Utc;
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
-use openai_api::{Completion, CompletionChunks, CompletionRequest, FinishReason, Prompt, StreamMode, Usage, sse};
+use openai_api::{
+    Completion, CompletionChoice, CompletionChunks, CompletionLogprobs, CompletionRequest, FinishReason, Prompt,
+    StreamMode, TextOffset, Usage, sse,
+};
 use uuid::Uuid;
 
 use super::stream::Frames;
-use super::{Shared, answer, check_model, refused, served};
-use crate::generation::Order;
+use super::{Shared, answer, check_model, prompts, refused, served};
+use crate::answers::Whole;
+use crate::generation::{Content, Order, Part};
 use crate::metrics::Endpoint;
+use crate::state::Served;
+use crate::transcript::Spelled;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
     let ticket = state.metrics.begin(Endpoint::Completions);
@@ -23,45 +29,120 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
     check_model(&state, &request.model)?;
     let served = served(&state)?;
 
-    let prompt = match request.prompt {
-        Prompt::Text(text) => {
-            answer::encode(&served, "prompt", text.len(), move |language| {
-                language.encode_text(&text)
-            })
-            .await?
-        }
-        Prompt::Tokens(tokens) => tokens,
+    let (n, best_of) = (request.generation.n, request.best_of);
+    let (mode, has_logprobs) = (request.generation.stream, request.logprobs.is_some());
+    let model: Arc<str> = request.model.as_str().into();
+    let names = prompts::names("prompt", request.prompts.len());
+    let count = match (names.len(), best_of > n) {
+        (1, false) => "n",
+        (1, true) => "best_of",
+        _ => "prompt",
     };
-    let mode = request.generation.stream;
-    let order = Order::new(prompt, Some(request.max_tokens), request.generation);
-    let answer = answer::begin(&served, order, ticket, "prompt")?;
+    let orders = orders(&served, request, &names).await?;
+    let choices = orders.len();
+    let answers = answer::begin(&served, orders, best_of, ticket, (&names, count))?;
 
     let id: Arc<str> = format!("cmpl-{}", Uuid::new_v4().simple()).into();
     let created = Utc::now().timestamp();
-    let model: Arc<str> = request.model.into();
     match mode {
         StreamMode::On { include_usage } => {
-            answer::stream(answer, CompletionChunks::new(id, created, model, include_usage)).await
+            let frames = CompletionFrames {
+                chunks: CompletionChunks::new(id, created, model, include_usage),
+                offsets: vec![TextOffset::default(); choices],
+            };
+            answer::stream(answers, frames).await
         }
         StreamMode::Off => {
-            let (text, reason, usage) = answer::collect(answer).await?;
-            Ok(Json(Completion::new(id, created, model, text, reason, usage)).into_response())
+            let (answers, usage) = answer::collect(answers).await?;
+            let answers = best(answers, best_of as usize, n as usize);
+            let choices = (0..).zip(answers).map(|(index, answer)| CompletionChoice {
+                text: answer.text,
+                index,
+                logprobs: has_logprobs.then(|| logprobs(answer.tokens, &mut TextOffset::default())),
+                finish_reason: Some(answer.reason),
+            });
+            Ok(Json(Completion::new(id, created, model, choices.collect(), usage)).into_response())
         }
     }
 }
 
-impl Frames for CompletionChunks {
+/// The orders for all prompts, `best_of` for each.
+async fn orders(served: &Served, request: CompletionRequest, names: &[String]) -> Result<Vec<Order>, ApiError> {
+    for (prompt, name) in request.prompts.iter().zip(names) {
+        if let Prompt::Text(text) = prompt {
+            answer::check_size(served, name, text.len())?;
+        }
+    }
+    let prompts = prompts::encode(served, request.prompts, names).await?;
+    let mut orders = Vec::new();
+    for (text, tokens) in prompts {
+        let echo = request.echo.then(|| match text {
+            Some(text) => text,
+            None => prompts::decode(served.language.as_ref(), &tokens),
+        });
+        orders.extend((0..request.best_of).map(|index| Order {
+            max_tokens: Some(request.max_tokens),
+            logprobs: request.logprobs.map(|alternatives| alternatives as usize),
+            is_ranked: request.best_of > request.generation.n,
+            echo: echo.clone(),
+            ..Order::new(tokens.clone(), &request.generation, index)
+        }));
+    }
+    Ok(orders)
+}
+
+/// Of the `made` answers to each prompt, the `wanted` that the model found most probable, the best first.
+fn best(mut answers: Vec<Whole>, made: usize, wanted: usize) -> Vec<Whole> {
+    if made == wanted {
+        return answers;
+    }
+    let mut best = Vec::new();
+    while !answers.is_empty() {
+        let others = answers.split_off(made);
+        // Stable: of equals the first.
+        answers.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+        best.extend(answers.drain(..wanted));
+        answers = others;
+    }
+    best
+}
+
+fn logprobs(tokens: Vec<Spelled>, offset: &mut TextOffset) -> CompletionLogprobs {
+    let mut logprobs = CompletionLogprobs::default();
+    for token in tokens {
+        logprobs.push(offset.advance(&token.bytes), &token.bytes, token.logprob, token.top);
+    }
+    logprobs
+}
+
+/// Frames of a completion's chunks.
+struct CompletionFrames {
+    chunks: CompletionChunks,
+    /// How far each choice's text has come.
+    offsets: Vec<TextOffset>,
+}
+
+impl Frames for CompletionFrames {
     fn start(&self) -> Bytes {
         Bytes::new()
     }
 
-    fn text(&self, text: String) -> Bytes {
-        sse::event(&self.text(text))
+    fn part(&mut self, choice: u32, part: Part) -> Bytes {
+        let Content::Text(text) = part.content else {
+            // Nothing looks for calls of tools in a completion.
+            return Bytes::new();
+        };
+        let offset = &mut self.offsets[choice as usize];
+        let logprobs = (!part.tokens.is_empty()).then(|| logprobs(part.tokens, offset));
+        sse::event(&self.chunks.text(choice, text, logprobs))
     }
 
-    fn end(&self, reason: FinishReason, usage: Usage) -> Bytes {
-        let finish = sse::event(&self.finish(reason));
-        let usage = self.usage(usage).map(|chunk| sse::event(&chunk)).unwrap_or_default();
-        [finish, usage, sse::DONE].concat().into()
+    fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes {
+        sse::event(&self.chunks.finish(choice, reason))
+    }
+
+    fn end(&self, usage: Usage) -> Bytes {
+        let usage = self.chunks.usage(usage).map(|chunk| sse::event(&chunk));
+        [usage.unwrap_or_default(), sse::DONE].concat().into()
     }
 }

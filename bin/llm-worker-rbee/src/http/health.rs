@@ -11,7 +11,7 @@ use worker_contract::WorkerStatus;
 
 use super::Shared;
 use crate::heartbeat;
-use crate::state::{Phase, State};
+use crate::state::{Memory, Phase, State};
 
 /// Content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -27,7 +27,7 @@ pub struct Health {
     pub ready: bool,
     /// Why it is not ready.
     pub reason: Option<String>,
-    /// Step of the start, for example `download`, `load`.
+    /// Step of the start, for example `download`, `load`, `warm_up`.
     pub phase: Option<String>,
     /// How much of the step is done, 0 to 1.
     pub progress: Option<f32>,
@@ -38,6 +38,9 @@ pub struct Health {
     /// What is wrong between the worker and its queens, and what to do.
     #[serde(default)]
     pub queen_problem: Option<String>,
+    /// Memory of the model, once it is ready.
+    #[serde(default)]
+    pub memory: Option<Memory>,
 }
 
 pub(super) async fn health(FromState(state): Shared, FromState(queens): FromState<Queens>) -> Json<Health> {
@@ -67,6 +70,7 @@ fn of(state: &State, queen_problem: Option<String>) -> Health {
         model_id: state.identity.model_id.clone(),
         worker_id: state.identity.worker_id.clone(),
         queen_problem,
+        memory: state.served().map(|served| served.memory),
     }
 }
 

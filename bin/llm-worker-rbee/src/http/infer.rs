@@ -2,16 +2,17 @@
 
 use axum::extract::{Request, State as FromState};
 use axum::response::Response;
+use batch_engine::Sampling;
 use bytes::Bytes;
 use daemon::ApiError;
 use daemon::extract::{from_slice, json_body};
-use openai_api::{FinishReason, MAX_STOP_BYTES, MAX_STOPS, Usage, sse};
+use openai_api::{MAX_STOP_BYTES, MAX_STOPS, Usage, sse};
 use shared_contract::ErrorObject;
-use worker_contract::{InferEvent, InferRequest, InferUsage};
+use worker_contract::{FinishReason, InferEvent, InferRequest, InferUsage};
 
 use super::stream::Frames;
 use super::{Shared, answer, served};
-use crate::generation::Order;
+use crate::generation::{Content, Order, Part};
 use crate::metrics::Endpoint;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
@@ -20,20 +21,27 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
     validate(&request)?;
     let served = served(&state)?;
     let text = request.prompt;
-    let prompt = answer::encode(&served, "prompt", text.len(), move |language| {
-        language.encode_text(&text)
-    })
-    .await?;
+    answer::check_size(&served, "prompt", text.len())?;
+    let prompt = answer::prepare(&served, move |language| {
+        let tokens = language.encode_text(&text);
+        tokens.map_err(|error| answer::unencodable("prompt", &error))
+    });
     let order = Order {
-        prompt,
+        prompt: prompt.await?,
         max_tokens: request.max_tokens,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        seed: request.seed,
+        sampling: Sampling {
+            temperature: request.temperature,
+            top_p: request.top_p,
+            seed: request.seed,
+            ..Sampling::default()
+        },
         stop: request.stop,
+        ..Order::default()
     };
-    let answer = answer::begin(&served, order, ticket, "prompt")?;
-    answer::stream(answer, InferFrames).await
+    let names = (&["prompt".to_owned()][..], "prompt");
+    let answers = answer::begin(&served, vec![order], 1, ticket, names)?;
+    let finish_reason = FinishReason::Length;
+    answer::stream(answers, InferFrames { finish_reason }).await
 }
 
 fn validate(request: &InferRequest) -> Result<(), ApiError> {
@@ -63,26 +71,39 @@ fn validate(request: &InferRequest) -> Result<(), ApiError> {
 }
 
 /// Frames of [`InferEvent`]s.
-struct InferFrames;
+struct InferFrames {
+    /// Why the answer ended, once it has.
+    finish_reason: FinishReason,
+}
 
 impl Frames for InferFrames {
     fn start(&self) -> Bytes {
         Bytes::new()
     }
 
-    fn text(&self, text: String) -> Bytes {
-        sse::event(&InferEvent::Token { text })
+    fn part(&mut self, _choice: u32, part: Part) -> Bytes {
+        match part.content {
+            Content::Text(text) => sse::event(&InferEvent::Token { text }),
+            // Nothing looks for calls of tools here.
+            Content::Call { .. } | Content::Arguments { .. } => Bytes::new(),
+        }
     }
 
-    fn end(&self, reason: FinishReason, usage: Usage) -> Bytes {
+    fn finish(&mut self, _choice: u32, reason: openai_api::FinishReason) -> Bytes {
+        self.finish_reason = match reason {
+            openai_api::FinishReason::Stop | openai_api::FinishReason::ToolCalls => FinishReason::Stop,
+            openai_api::FinishReason::Length => FinishReason::Length,
+        };
+        Bytes::new()
+    }
+
+    fn end(&self, usage: Usage) -> Bytes {
         sse::event(&InferEvent::Done {
-            finish_reason: match reason {
-                FinishReason::Stop => worker_contract::FinishReason::Stop,
-                FinishReason::Length => worker_contract::FinishReason::Length,
-            },
+            finish_reason: self.finish_reason,
             usage: InferUsage {
                 prompt_tokens: usage.prompt_tokens,
                 completion_tokens: usage.completion_tokens,
+                cached_tokens: usage.prompt_tokens_details.cached_tokens,
             },
         })
     }

@@ -3,11 +3,14 @@
 mod answer;
 mod chat;
 mod completions;
+mod embeddings;
 mod health;
 mod infer;
 mod models;
+mod prompts;
 mod queens;
 mod stream;
+mod structured;
 
 use std::sync::Arc;
 
@@ -61,6 +64,7 @@ pub(crate) fn router(app: App, token: Option<Secret>) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/infer", post(infer::create))

@@ -1,4 +1,4 @@
-//! An answer as server-sent events.
+//! Answers as server-sent events.
 
 use std::time::Duration;
 
@@ -11,23 +11,27 @@ use futures_util::stream;
 use openai_api::{FinishReason, Usage, sse};
 use shared_contract::{ErrorBody, ErrorObject};
 
-use crate::generation::{Answer, Piece};
+use crate::answers::{Answers, Step};
+use crate::generation::Part;
 
 /// A comment is sent after this long without an event.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How one endpoint frames an answer.
+/// How one endpoint frames its answers.
 pub(super) trait Frames: Send + 'static {
     /// What precedes the first piece.
     fn start(&self) -> Bytes;
 
-    /// More text.
-    fn text(&self, text: String) -> Bytes;
+    /// More of one answer.
+    fn part(&mut self, choice: u32, part: Part) -> Bytes;
 
-    /// All that follows the last text.
-    fn end(&self, reason: FinishReason, usage: Usage) -> Bytes;
+    /// One answer is complete.
+    fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes;
 
-    /// The answer broke off; nothing follows.
+    /// All that follows the last answer.
+    fn end(&self, usage: Usage) -> Bytes;
+
+    /// The answers broke off; nothing follows.
     fn error(&self, error: ErrorObject) -> Bytes {
         sse::event(&ErrorBody { error })
     }
@@ -35,17 +39,17 @@ pub(super) trait Frames: Send + 'static {
 
 /// Where a stream stands.
 struct Streaming<F> {
-    answer: Answer,
+    answers: Answers,
     frames: F,
-    /// The piece that is there already.
-    first: Option<Piece>,
+    /// The step that is there already.
+    first: Option<Step>,
     is_over: bool,
 }
 
-/// Streams the answer, whose first piece is there already. Dropping the response cancels the answer.
-pub(super) fn response(answer: Answer, first: Piece, frames: impl Frames) -> Response {
+/// Streams the answers, whose first step is there already. Dropping the response cancels them.
+pub(super) fn response(answers: Answers, first: Step, frames: impl Frames) -> Response {
     let streaming = Streaming {
-        answer,
+        answers,
         frames,
         first: Some(first),
         is_over: false,
@@ -75,9 +79,9 @@ async fn next<F: Frames>(
             let first = streaming.frame(first);
             [start, first].concat().into()
         }
-        None => match tokio::time::timeout(KEEP_ALIVE, streaming.answer.next()).await {
+        None => match tokio::time::timeout(KEEP_ALIVE, streaming.answers.next()).await {
             Err(_) => sse::KEEP_ALIVE,
-            Ok(Some(piece)) => streaming.frame(piece),
+            Ok(Some(step)) => streaming.frame(step),
             Ok(None) => return None,
         },
     };
@@ -85,12 +89,18 @@ async fn next<F: Frames>(
 }
 
 impl<F: Frames> Streaming<F> {
-    fn frame(&mut self, piece: Piece) -> Bytes {
-        self.is_over = !matches!(piece, Piece::Text(_));
-        match piece {
-            Piece::Text(text) => self.frames.text(text),
-            Piece::Done { reason, usage } => self.frames.end(reason, usage),
-            Piece::Failed(reason) => self.frames.error(ApiError::internal(reason).object()),
+    fn frame(&mut self, step: Step) -> Bytes {
+        match step {
+            Step::Part { choice, part } => self.frames.part(choice, part),
+            Step::Finished { choice, reason, .. } => self.frames.finish(choice, reason),
+            Step::Done(usage) => {
+                self.is_over = true;
+                self.frames.end(usage)
+            }
+            Step::Failed(reason) => {
+                self.is_over = true;
+                self.frames.error(ApiError::internal(reason).object())
+            }
         }
     }
 }

@@ -2,40 +2,11 @@
 
 use serde_json::{Value, json};
 
+use super::requests::{CHAT, COMPLETIONS, chat, completion, parsed, text_of};
 use super::support::{Script, TestWorker};
 
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
-
-fn chat(more: Value) -> Value {
-    merged(
-        json!({"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}]}),
-        more,
-    )
-}
-
-fn completion(more: Value) -> Value {
-    merged(json!({"model": "org/tiny", "prompt": "Once"}), more)
-}
-
-fn merged(mut body: Value, more: Value) -> Value {
-    let Value::Object(more) = more else { panic!("an object") };
-    body.as_object_mut().unwrap().extend(more);
-    body
-}
-
-fn parsed(events: &[String]) -> Vec<Value> {
-    events
-        .iter()
-        .map(|event| serde_json::from_str(event).unwrap())
-        .collect()
-}
-
 fn text_of_chat(chunks: &[Value]) -> String {
-    chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
-        .collect()
+    text_of(chunks, 0, "/delta/content")
 }
 
 #[tokio::test]
@@ -216,7 +187,7 @@ async fn infer_streams_tokens_and_ends_with_done() {
     let text: String = tokens.iter().map(|event| event["text"].as_str().unwrap()).collect();
     assert_eq!(text, "one");
     let expected = json!({
-        "type": "done", "finish_reason": "stop", "usage": {"prompt_tokens": 6, "completion_tokens": 7},
+        "type": "done", "finish_reason": "stop", "usage": {"prompt_tokens": 6, "completion_tokens": 7, "cached_tokens": 0},
     });
     assert_eq!(done, &expected);
 }

@@ -11,10 +11,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
 
+use super::requests::CHAT;
 use super::support::{SOON, Script, TestWorker, error, events};
 use crate::RunError;
-
-const CHAT: &str = "/v1/chat/completions";
 
 fn chat(stream: bool) -> Value {
     json!({"model": "org/tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": stream})
@@ -151,7 +150,7 @@ async fn heartbeats_tell_the_port_at_once_then_ready_busy_draining_and_stopped()
     );
     assert_eq!(
         beat.worker.endpoints,
-        [Endpoint::ChatCompletions, Endpoint::Completions]
+        [Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Embeddings]
     );
 
     gate.close();
@@ -225,6 +224,73 @@ async fn a_client_that_leaves_before_its_answer_frees_its_slot() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_frees_the_slots_of_all_its_answers() {
+    for stream in [true, false] {
+        let worker = TestWorker::start(Script::endless("la"), &[]).await;
+        let mut body = chat(stream);
+        body["n"] = json!(3);
+        let request = tokio::spawn({
+            let request = worker.http.post(format!("{}{CHAT}", worker.base)).json(&body);
+            async move { request.send().await.unwrap().text().await }
+        });
+        worker.until_metric("rbee_worker_running 3").await;
+        request.abort();
+        worker.until_metric("rbee_worker_running 0").await;
+        worker
+            .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_is_ready_once_its_model_has_run_and_tells_of_that_step() {
+    let mut queen = Queen::start().await;
+    let script = Script::new("ready");
+    let gate = script.gate.clone();
+    gate.close();
+    let worker = TestWorker::start_with(&["--queen-url", &queen.url], async { Ok(script.loaded()) }).await;
+    let health = worker.until_health(|health| health["phase"] == "warm_up").await;
+    assert_eq!(
+        (&health["status"], &health["ready"]),
+        (&json!("starting"), &json!(false))
+    );
+    let told = async {
+        loop {
+            let beat = queen.hears(WorkerStatus::Starting).await;
+            if beat.worker.status_detail.unwrap().phase.as_deref() == Some("warm_up") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, told)
+        .await
+        .expect("a beat tells of the step");
+    gate.open();
+    let health = worker.until_health(|health| health["ready"] == true).await;
+    let memory = json!({"weight_bytes": 3000, "kv_cache_bytes": 200, "scratch_bytes": 10});
+    assert_eq!(health["memory"], memory);
+    worker
+        .until_metric(r#"rbee_worker_memory_bytes{kind="kv_cache"} 200"#)
+        .await;
+    // What was computed to warm up is nobody's.
+    worker.until_metric("rbee_worker_prefill_tokens_total 0").await;
+    worker.until_metric("rbee_worker_decode_tokens_total 0").await;
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_run_fails_at_the_start_and_not_with_the_first_client() {
+    let script = Script::new("ready");
+    script.fault.after(0);
+    let worker = TestWorker::start_with(&[], async { Ok(script.loaded()) }).await;
+    let error = worker.ended().await.unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("warm up: ") && error.contains("the script says so"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_drain_finishes_what_runs_refuses_what_is_new_and_ends() {
     let script = Script::new("the whole answer");
     let gate = script.gate.clone();
@@ -274,11 +340,10 @@ async fn a_worker_asked_to_end_while_it_loads_ends() {
 
 #[tokio::test]
 async fn a_model_that_breaks_in_mid_stream_ends_the_stream_with_an_error_and_the_worker_with_it() {
-    let script = Script {
-        breaks_after: Some(3),
-        ..Script::new("Hello")
-    };
+    let script = Script::new("Hello");
+    let fault = script.fault.clone();
     let worker = TestWorker::start(script, &[]).await;
+    fault.after(3);
     let events = worker.stream(CHAT, &chat(true)).await;
     let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(last["error"]["type"], "server_error");
@@ -292,11 +357,10 @@ async fn a_model_that_breaks_in_mid_stream_ends_the_stream_with_an_error_and_the
 
 #[tokio::test]
 async fn a_model_that_breaks_before_the_first_token_is_a_plain_500() {
-    let script = Script {
-        breaks_after: Some(0),
-        ..Script::new("Hello")
-    };
+    let script = Script::new("Hello");
+    let fault = script.fault.clone();
     let worker = TestWorker::start(script, &[]).await;
+    fault.after(0);
     let (status, error) = worker.refusal(CHAT, &chat(true)).await;
     assert_eq!((status, &error["code"]), (500, &json!("internal_error")));
 }

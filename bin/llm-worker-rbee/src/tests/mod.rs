@@ -1,7 +1,11 @@
-//! The worker from outside: real HTTP, the real engine, a scripted model.
+//! The worker as a whole, over HTTP, with a model that speaks a script.
 
 mod answers;
+mod choices;
+mod embeddings;
 mod life;
 mod queens;
 mod refusals;
+mod requests;
+mod structured;
 mod support;

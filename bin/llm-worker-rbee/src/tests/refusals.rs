@@ -2,12 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::requests::{CHAT, COMPLETIONS, EMBEDDINGS, INFER};
 use super::support::{Script, TestWorker, error};
 use crate::MAX_BODY_BYTES;
-
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
-const INFER: &str = "/v1/infer";
 
 fn chat(content: &str) -> Value {
     json!({"model": "org/tiny", "messages": [{"role": "user", "content": content}]})
@@ -35,13 +32,18 @@ async fn what_is_not_valid_is_refused_by_name() {
         (CHAT, json!({"model": "org/tiny", "messages": []}), json!("messages")),
         (
             CHAT,
-            json!({"model": "org/tiny", "messages": [{"role": "user", "content": "x"}], "n": 2}),
+            json!({"model": "org/tiny", "messages": [{"role": "user", "content": "x"}], "n": 17}),
             json!("n"),
         ),
         (
             COMPLETIONS,
-            json!({"model": "org/tiny", "prompt": ["a", "b"]}),
-            json!("prompt"),
+            json!({"model": "org/tiny", "prompt": ["a", "x".repeat(2_000)]}),
+            json!("prompt[1]"),
+        ),
+        (
+            COMPLETIONS,
+            json!({"model": "org/tiny", "prompt": [[1, 2], [70000]]}),
+            json!("prompt[1]"),
         ),
         (
             COMPLETIONS,
@@ -50,8 +52,23 @@ async fn what_is_not_valid_is_refused_by_name() {
         ),
         (
             COMPLETIONS,
-            json!({"model": "org/tiny", "prompt": "x", "top_k": 1}),
+            json!({"model": "org/tiny", "prompt": "x", "top_k": -2}),
             json!("top_k"),
+        ),
+        (
+            COMPLETIONS,
+            json!({"model": "org/tiny", "prompt": "x", "logit_bias": {"70000": 1}}),
+            json!("logit_bias"),
+        ),
+        (
+            EMBEDDINGS,
+            json!({"model": "org/tiny", "input": ["a", "x".repeat(2_000)]}),
+            json!("input[1]"),
+        ),
+        (
+            EMBEDDINGS,
+            json!({"model": "org/tiny", "input": "x", "dimensions": 3}),
+            json!("dimensions"),
         ),
         (CHAT, json!([]), Value::Null),
         (INFER, json!({"prompt": "x", "temperature": 3}), json!("temperature")),
@@ -163,7 +180,7 @@ async fn a_body_that_is_not_json_is_refused() {
 #[tokio::test]
 async fn unknown_paths_and_methods_get_json_errors() {
     let worker = TestWorker::start(Script::new("x"), &[]).await;
-    assert_eq!(error(worker.get("/v1/embeddings").await).await.0, 404);
+    assert_eq!(error(worker.get("/v1/audio/speech").await).await.0, 404);
     assert_eq!(error(worker.get(CHAT).await).await.0, 405);
 }
 
@@ -174,7 +191,7 @@ async fn the_token_guards_all_but_health_and_metrics() {
         let (status, error) = error(worker.get(path).await).await;
         assert_eq!((status, &error["code"]), (401, &json!("invalid_api_key")));
     }
-    for path in [CHAT, COMPLETIONS, INFER, "/v1/drain"] {
+    for path in [CHAT, COMPLETIONS, EMBEDDINGS, INFER, "/v1/drain"] {
         assert_eq!(worker.refusal(path, &chat("Hi")).await.0, 401, "{path}");
     }
     let request = worker
@@ -206,6 +223,23 @@ async fn a_full_queue_is_refused_with_a_time_to_come_back() {
     assert_eq!((status, &error["type"]), (429, &json!("rate_limit_error")));
     first.abort();
     gate.open();
+}
+
+#[tokio::test]
+async fn more_answers_than_the_worker_ever_holds_are_refused_for_good() {
+    let worker = TestWorker::start(Script::new("x"), &["--slots", "1", "--queue-limit", "1"]).await;
+    let mut body = chat("Hi");
+    body["n"] = json!(3);
+    let (status, error) = worker.refusal(CHAT, &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("n")));
+    assert!(error["message"].as_str().unwrap().contains("at most 2"), "{error}");
+    body["n"] = json!(2);
+    assert_eq!(worker.answer(CHAT, &body).await["choices"].as_array().unwrap().len(), 2);
+
+    let body = json!({"model": "org/tiny", "prompt": ["a", "b", "c"]});
+    assert_eq!(worker.refusal(COMPLETIONS, &body).await.1["param"], "prompt");
+    let body = json!({"model": "org/tiny", "prompt": "a", "best_of": 3});
+    assert_eq!(worker.refusal(COMPLETIONS, &body).await.1["param"], "best_of");
 }
 
 #[tokio::test]

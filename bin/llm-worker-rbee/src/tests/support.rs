@@ -1,26 +1,36 @@
 //! A worker in this process whose model speaks a script, byte by byte.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use batch_engine::{Model, ModelError, SequenceId, StepInput};
+use batch_engine::{Constraint, KvLayout, Model, ModelError, Output, Pooling, StepInput};
 use clap::Parser;
 use daemon::Shutdown;
-use openai_api::Message;
+use openai_api::{Message, Tool};
 use serde_json::Value;
+use structured_output::{Grammar, GrammarError, Grammars, TokenText, ToolFormat};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::language::{Decoder, EncodeError, Language};
 use crate::model::Loaded;
-use crate::{Args, RunError};
+use crate::{Args, Memory, RunError};
 
-/// Token that ends an answer; the tokens before it are bytes.
+/// Token that ends an answer; the tokens before it are the bytes of prompts.
 const END: u32 = 256;
 /// Token that opens a text.
 const OPENING: u32 = 257;
-const VOCABULARY: usize = 258;
+/// The first of the tokens that are the bytes of answers.
+pub(super) const ANSWER: u32 = 258;
+const VOCABULARY: u32 = ANSWER + 256;
+
+/// Values of an embedding.
+const HIDDEN: usize = 2;
+
+/// Logit of what the model says: far enough above the others, which are 0, to be certain at every temperature.
+const CERTAIN: f32 = 1_000.0;
 
 /// Longest wait of a test for something that should happen soon.
 pub(super) const SOON: Duration = Duration::from_secs(20);
@@ -29,33 +39,39 @@ pub(super) const SOON: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub(super) struct Script {
     pub(super) says: &'static str,
+    /// What it might say instead, each with another first byte, and how much less probable each is: the difference of
+    /// the logarithms.
+    pub(super) or: &'static [(&'static str, f32)],
     /// Begins again at the end.
     pub(super) repeats: bool,
-    /// Breaks after so many tokens of an answer.
-    pub(super) breaks_after: Option<usize>,
     pub(super) context_length: usize,
+    pub(super) block_tokens: usize,
     pub(super) can_chat: bool,
     /// The model computes while it is open.
     pub(super) gate: Gate,
+    pub(super) fault: Fault,
 }
 
 impl Script {
     pub(super) fn new(says: &'static str) -> Self {
         Self {
             says,
+            or: &[],
             repeats: false,
-            breaks_after: None,
             context_length: 1_000,
+            block_tokens: 8,
             can_chat: true,
             gate: Gate::default(),
+            fault: Fault::default(),
         }
     }
 
-    /// Says it for ever.
+    /// Says it for longer than any test takes.
     pub(super) fn endless(says: &'static str) -> Self {
         Self {
             repeats: true,
-            context_length: 1 << 40,
+            context_length: 1 << 24,
+            block_tokens: 1 << 20,
             ..Self::new(says)
         }
     }
@@ -65,10 +81,15 @@ impl Script {
         Loaded {
             model: Box::new(Scripted {
                 script: self,
-                opened: 0,
-                said: HashMap::new(),
+                places: HashMap::new(),
             }),
-            language: Arc::new(Bytes { can_chat }),
+            language: Arc::new(Bytes::new(can_chat)),
+            pooling: Pooling::Mean,
+            memory: Memory {
+                weight_bytes: 3_000,
+                kv_cache_bytes: 200,
+                scratch_bytes: 10,
+            },
             revision: Some("sha256:1".to_owned()),
         }
     }
@@ -93,80 +114,177 @@ impl Gate {
     }
 }
 
+/// None at first.
+#[derive(Clone)]
+pub(super) struct Fault(Arc<AtomicUsize>);
+
+impl Default for Fault {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(usize::MAX)))
+    }
+}
+
+impl Fault {
+    /// The model breaks when an answer has so many tokens.
+    pub(super) fn after(&self, tokens: usize) {
+        self.0.store(tokens, Ordering::Relaxed);
+    }
+}
+
+/// How far an answer has come: which of the texts it is, and how many tokens were said. It is all that the model keeps of
+/// a token in its KV cache.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    text: usize,
+    said: usize,
+}
+
 struct Scripted {
     script: Script,
-    opened: u64,
-    said: HashMap<SequenceId, usize>,
+    /// By block and by the token's place in it.
+    places: HashMap<(u32, usize), Place>,
 }
 
 impl Scripted {
-    fn token(&self, index: usize) -> u32 {
-        let bytes = self.script.says.as_bytes();
-        match bytes.get(if self.script.repeats {
-            index % bytes.len()
+    fn texts(&self) -> impl Iterator<Item = (&'static [u8], f32)> {
+        let main = (self.script.says, 0.0);
+        let texts = [main].into_iter().chain(self.script.or.iter().copied());
+        texts.map(|(text, less)| (text.as_bytes(), CERTAIN - less))
+    }
+
+    /// Where an answer stands after a token.
+    fn after(&self, token: u32, before: Place) -> Place {
+        let Some(byte) = token.checked_sub(ANSWER) else {
+            return Place::default();
+        };
+        let begun = || {
+            self.texts()
+                .position(|(text, _)| text.first().is_some_and(|&first| u32::from(first) == byte))
+        };
+        let text = if before.said == 0 {
+            begun().unwrap_or(0)
         } else {
-            index
-        }) {
-            Some(&byte) => byte.into(),
-            None => END,
+            before.text
+        };
+        Place {
+            text,
+            said: before.said + 1,
         }
+    }
+
+    /// Appends the logits of what follows.
+    fn say(&self, place: Place, rows: &mut Vec<f32>) -> Result<(), ModelError> {
+        if place.said >= self.script.fault.0.load(Ordering::Relaxed) {
+            return Err(ModelError("the script says so".to_owned()));
+        }
+        let start = rows.len();
+        rows.resize(start + VOCABULARY as usize, 0.0);
+        for (index, (text, logit)) in self.texts().enumerate() {
+            if place.said > 0 && index != place.text {
+                continue;
+            }
+            let said = if self.script.repeats {
+                place.said % text.len()
+            } else {
+                place.said
+            };
+            let token = text.get(said).map_or(END, |&byte| ANSWER + u32::from(byte));
+            rows[start + token as usize] = logit;
+        }
+        Ok(())
     }
 }
 
 impl Model for Scripted {
     fn vocab_size(&self) -> usize {
-        VOCABULARY
+        VOCABULARY as usize
+    }
+
+    fn hidden_size(&self) -> usize {
+        HIDDEN
     }
 
     fn context_length(&self) -> usize {
         self.script.context_length
     }
 
-    fn kv_capacity(&self) -> usize {
-        self.script.context_length.saturating_mul(8)
-    }
-
     fn is_end(&self, token: u32) -> bool {
         token == END
     }
 
-    fn open(&mut self, _max_tokens: usize) -> Result<SequenceId, ModelError> {
-        self.opened += 1;
-        let id = SequenceId(self.opened);
-        self.said.insert(id, 0);
-        Ok(id)
+    fn kv_layout(&self) -> KvLayout {
+        KvLayout {
+            block_tokens: self.script.block_tokens,
+            blocks: 8 * self.script.context_length.div_ceil(self.script.block_tokens),
+        }
     }
 
-    fn close(&mut self, sequence: SequenceId) {
-        self.said.remove(&sequence);
-    }
-
-    fn step(&mut self, inputs: &[StepInput<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+    fn step(&mut self, inputs: &[StepInput<'_>], rows: &mut Vec<f32>) -> Result<(), ModelError> {
         self.script.gate.pass();
-        logits.clear();
-        for input in inputs.iter().filter(|input| input.wants_logits) {
-            let said = self.said[&input.sequence];
-            if self.script.breaks_after.is_some_and(|limit| said >= limit) {
-                return Err(ModelError("the script says so".to_owned()));
+        rows.clear();
+        for input in inputs {
+            let size = self.script.block_tokens;
+            let key = |position: usize| (input.blocks[position / size], position % size);
+            let mut place = match input.position {
+                0 => Place::default(),
+                position => self.places[&key(position - 1)],
+            };
+            for (index, &token) in input.tokens.iter().enumerate() {
+                place = self.after(token, place);
+                self.places.insert(key(input.position + index), place);
+                match input.output {
+                    Output::All => self.say(place, rows)?,
+                    Output::Last if index + 1 == input.tokens.len() => self.say(place, rows)?,
+                    Output::Hidden => rows.extend([(token % 256) as f32, 1.0]),
+                    Output::Last | Output::Nothing => {}
+                }
             }
-            self.said.insert(input.sequence, said + 1);
-            let start = logits.len();
-            logits.resize(start + VOCABULARY, 0.0);
-            // Far enough above the others to be certain at every temperature.
-            logits[start + self.token(said) as usize] = 1_000.0;
         }
         Ok(())
     }
 }
 
-/// A token is a byte.
+/// A token is a byte, of a prompt or of an answer.
 struct Bytes {
     can_chat: bool,
+    grammars: Grammars,
+}
+
+impl Bytes {
+    fn new(can_chat: bool) -> Self {
+        let text = |token: u32| match token.checked_sub(ANSWER) {
+            Some(byte) => TokenText {
+                bytes: vec![u8::try_from(byte).unwrap()],
+                is_special: false,
+            },
+            // The bytes of prompts are no part of answers.
+            None => TokenText {
+                bytes: format!("<|{token}|>").into_bytes(),
+                is_special: true,
+            },
+        };
+        Self {
+            can_chat,
+            grammars: Grammars::new(move || (0..VOCABULARY).map(text).collect(), vec![END]),
+        }
+    }
+}
+
+fn byte(token: u32) -> Option<u8> {
+    match token {
+        0..END => u8::try_from(token).ok(),
+        ANSWER.. => u8::try_from(token - ANSWER).ok(),
+        _ => None,
+    }
 }
 
 impl Language for Bytes {
     fn has_chat_template(&self) -> bool {
         self.can_chat
+    }
+
+    fn tool_format(&self) -> ToolFormat {
+        ToolFormat::Hermes
     }
 
     fn fewest_tokens(&self, bytes: usize) -> usize {
@@ -177,21 +295,30 @@ impl Language for Bytes {
         Ok([OPENING].into_iter().chain(text.bytes().map(u32::from)).collect())
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, EncodeError> {
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError> {
         if !self.can_chat {
             return Err(EncodeError::NoChatTemplate);
         }
-        if messages.iter().any(|message| message.content == "forbidden") {
-            return Err(EncodeError::Refused("it is forbidden".to_owned()));
+        let mut rendered: String = tools.iter().map(|tool| format!("Tool: {}\n", tool.name)).collect();
+        for message in messages {
+            let content = message.content.as_deref().unwrap_or_default();
+            if content == "forbidden" {
+                return Err(EncodeError::Refused("it is forbidden".to_owned()));
+            }
+            rendered.push_str(&format!("{:?}: {content}\n", message.role));
         }
-        let rendered: String = messages
-            .iter()
-            .map(|message| format!("{:?}: {}\n", message.role, message.content))
-            .collect();
         Ok(rendered.bytes().map(u32::from).collect())
     }
 
-    fn decoder(&self) -> Box<dyn Decoder> {
+    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
+        self.grammars.constraint(grammar)
+    }
+
+    fn token_bytes(&self, token: u32) -> Vec<u8> {
+        byte(token).into_iter().collect()
+    }
+
+    fn decoder(&self, _shown: &'static [&'static str]) -> Box<dyn Decoder> {
         Box::new(ByteDecoder(Vec::new()))
     }
 }
@@ -200,10 +327,10 @@ struct ByteDecoder(Vec<u8>);
 
 impl Decoder for ByteDecoder {
     fn push(&mut self, token: u32) -> Option<String> {
-        self.0.push(u8::try_from(token).unwrap());
+        self.0.extend(byte(token));
         let text = std::str::from_utf8(&self.0).ok()?.to_owned();
         self.0.clear();
-        Some(text)
+        Some(text).filter(|text| !text.is_empty())
     }
 
     fn finish(&mut self) -> Option<String> {
