@@ -1,8 +1,14 @@
 """The official OpenAI client against the cluster named by OPENAI_BASE_URL. Exits with an error if anything is off."""
 
 import asyncio
+import json
+import math
+from typing import Literal
 
 import openai
+from openai.types import Completion, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel, Field
 
 CHAT = "smollm2-135m-instruct"
 BASE = "gemma3-270m"
@@ -22,6 +28,12 @@ def refused(kind, call, **about):
             assert found == value, f"{name} is {found!r}, not {value!r}: {error}"
         return str(error)
     raise AssertionError(f"nothing was raised where {kind.__name__} should be")
+
+
+def strict(kind, answer):
+    """The client takes what it gets; this proves that every field has the type that the client promises."""
+    kind.model_validate(answer.model_dump(warnings="error"), strict=True)
+    return answer
 
 
 def models():
@@ -47,7 +59,9 @@ def chat():
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == choice.message.content, (text, choice)
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+    usage = chunks[-1].usage
+    assert (usage.prompt_tokens, usage.total_tokens) == (whole.usage.prompt_tokens, whole.usage.total_tokens), usage
+    assert chunks[-1].choices == []
     assert chunks[-2].choices[0].finish_reason == "length"
 
     stop = text[8:13]
@@ -85,6 +99,118 @@ def completions():
         assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
+def choices():
+    ask = dict(model=CHAT, messages=question, n=3, seed=1, temperature=1, max_tokens=12, logprobs=True, top_logprobs=2)
+    several = strict(ChatCompletion, client.chat.completions.create(
+        **ask, logit_bias={"5": -100}, presence_penalty=1, frequency_penalty=-1, user="u", store=True, metadata={"a": "b"},
+        extra_body={"top_k": 50, "min_p": 0.01, "typical_p": 0.95, "repetition_penalty": 1.1},
+    ))
+    assert [choice.index for choice in several.choices] == [0, 1, 2], several
+    assert len({choice.message.content for choice in several.choices}) > 1, several
+    for choice in several.choices:
+        tokens = choice.logprobs.content
+        assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content, choice
+        assert all(token.logprob <= token.top_logprobs[0].logprob <= 0 for token in tokens), tokens
+    assert several.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in several.choices), several
+
+    texts = [choice.message.content for choice in client.chat.completions.create(**ask).choices]
+    streamed = ["", "", ""]
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        ChatCompletionChunk.model_validate(chunk.model_dump(), strict=True)
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts, (streamed, texts)
+
+    ask = dict(model=BASE, prompt=["One two", "Red green"], n=2, best_of=3, seed=1, max_tokens=4, logprobs=5)
+    strict(Completion, client.completions.create(**ask))
+    whole = client.completions.create(**ask, echo=True)
+    starts = [choice.text.split(" ")[0] for choice in whole.choices]
+    assert starts == ["One", "One", "Red", "Red"], whole
+    for choice in whole.choices:
+        assert choice.logprobs.token_logprobs[0] is None and choice.logprobs.text_offset[0] == 0, choice
+    for prompt in [[5, 6, 7], [[5, 6], [7]]]:
+        assert client.completions.create(model=BASE, prompt=prompt, max_tokens=2).choices
+
+
+class Bee(BaseModel):
+    name: str = Field(max_length=20)
+    colour: Literal["yellow", "black", "both"]
+    legs: int = Field(ge=2, le=8)
+    flowers: list[Literal["rose", "clover"]] = Field(max_length=3)
+
+
+def forms():
+    ask = dict(model=CHAT, messages=[{"role": "user", "content": "Describe a bee."}], seed=1, temperature=1)
+    parsed = client.chat.completions.parse(**ask, response_format=Bee).choices[0].message
+    assert isinstance(parsed.parsed, Bee), parsed
+    with client.chat.completions.stream(**ask, response_format=Bee) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.parsed == parsed.parsed
+    messages = [*ask["messages"], parsed, {"role": "user", "content": "Another one."}]
+    any_object = client.chat.completions.create(
+        model=CHAT, messages=messages, response_format={"type": "json_object"}, temperature=0, max_tokens=300,
+    ).choices[0]
+    assert any_object.message.content.startswith("{"), any_object
+    assert any_object.finish_reason == "length" or isinstance(json.loads(any_object.message.content), dict), any_object
+
+
+class Weather(BaseModel):
+    """Tells the weather of a city."""
+
+    city: Literal["Oslo", "Rome", "Lima"]
+    day: int = Field(ge=1, le=31)
+
+
+def tools():
+    tool = openai.pydantic_function_tool(Weather)
+    ask = dict(
+        model=CHAT, messages=[{"role": "user", "content": "Weather in Rome?"}], tools=[tool], tool_choice="required",
+        parallel_tool_calls=False, temperature=0,
+    )
+    choice = strict(ChatCompletion, client.chat.completions.create(**ask)).choices[0]
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None, choice
+    assert call.function.name == "Weather", call
+    arguments = Weather.model_validate_json(call.function.arguments)
+
+    with client.chat.completions.stream(**ask) as stream:
+        pieces = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        final = stream.get_final_completion().choices[0]
+    assert len(pieces) > 1 and "".join(pieces) == call.function.arguments, pieces
+    (streamed,) = final.message.tool_calls
+    assert streamed.function.parsed_arguments == arguments and streamed.id != call.id, streamed
+
+    named = {"type": "function", "function": {"name": "Weather"}}
+    assert client.chat.completions.create(**{**ask, "tool_choice": named}).choices[0].message.tool_calls
+    # A call goes back as it came, whole or streamed, as an object of the client or as a dictionary.
+    for message, id in [(choice.message, call.id), (choice.message.model_dump(), call.id), (final.message, streamed.id)]:
+        messages = [*ask["messages"], message, {"role": "tool", "tool_call_id": id, "content": "sun"}]
+        again = client.chat.completions.create(model=CHAT, messages=messages, tools=[tool], tool_choice="none", max_tokens=8)
+        assert again.choices[0].message.tool_calls is None, again
+
+
+def embeddings():
+    def vectors(**how):
+        answer = client.embeddings.create(model=CHAT, input=["a bee", "a cee"], **how)
+        return [item.embedding for item in answer.data], answer
+
+    # Unless told otherwise, the client asks for base64 and decodes it.
+    usual, _ = vectors()
+    floats, answer = vectors(encoding_format="float")
+    strict(CreateEmbeddingResponse, answer)
+    assert len(floats) == 2 and floats[0] != floats[1], answer
+    pairs = zip(sum(usual, []), sum(floats, []), strict=True)
+    assert all(math.isclose(one, other, rel_tol=1e-6) for one, other in pairs), answer
+    assert all(math.isclose(math.hypot(*vector), 1, rel_tol=1e-5) for vector in floats), answer
+    assert isinstance(vectors(encoding_format="base64")[0][0], str)
+    assert vectors(dimensions=len(floats[0]))[0] == usual
+    refused(openai.BadRequestError, lambda: vectors(dimensions=2), param="dimensions")
+    for tokens in [[5, 6], [[5, 6], [7]]]:
+        assert client.embeddings.create(model=CHAT, input=tokens).data
+    assert client.embeddings.create(model=BASE, input="a bee").data[0].embedding
+
+
 def errors():
     create = client.chat.completions.create
     hello = [{"role": "user", "content": "Hello"}]
@@ -93,9 +219,14 @@ def errors():
     said = refused(openai.BadRequestError, lambda: create(model=BASE, messages=hello))
     assert "chat template" in said, said
     refused(openai.BadRequestError, lambda: create(model=CHAT, messages=hello, temperature=9), param="temperature")
-    refused(openai.BadRequestError, lambda: create(model=CHAT, messages=hello, n=3), param="n")
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    refused(openai.BadRequestError, lambda: create(model=CHAT, messages=hello, tools=tools), param="tools")
+    refused(openai.BadRequestError, lambda: create(model=CHAT, messages=hello, n=17), param="n")
+    for name, value, param in [
+        ("tools", [{"type": "custom"}], "tools[0].type"),
+        ("functions", [{"name": "f"}], "functions"),
+        ("top_logprobs", 3, "top_logprobs"),
+        ("response_format", {"type": "xml"}, "response_format.type"),
+    ]:
+        refused(openai.BadRequestError, lambda: create(model=CHAT, messages=hello, **{name: value}), param=param)
     long = [{"role": "user", "content": "word " * 9000}]
     refused(openai.BadRequestError, lambda: create(model=CHAT, messages=long), code="context_length_exceeded")
 
@@ -104,4 +235,8 @@ models()
 chat()
 asyncio.run(together())
 completions()
+choices()
+forms()
+tools()
+embeddings()
 errors()

@@ -30,6 +30,19 @@ impl Cluster {
         Self { queen, args }
     }
 
+    /// A cluster with one worker, which is ready.
+    pub async fn serving(model: &str) -> (Self, Process) {
+        Self::serving_with(model, &[]).await
+    }
+
+    /// The same with more settings of the worker.
+    pub async fn serving_with(model: &str, more: &[&str]) -> (Self, Process) {
+        let cluster = Self::start().await;
+        let worker = cluster.worker_with(model, more).await;
+        cluster.until_ready(model, 1).await;
+        (cluster, worker)
+    }
+
     /// Starts the queen again on the port that it had.
     pub async fn restart_queen(&mut self) {
         let port = self.queen.address.port().to_string();
@@ -49,7 +62,13 @@ impl Cluster {
 
     /// A worker of this queen without any hive.
     pub async fn worker(&self, model: &str) -> Process {
-        Process::daemon(Program::Worker, worker_args(model, &self.url())).await
+        self.worker_with(model, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn worker_with(&self, model: &str, more: &[&str]) -> Process {
+        let more = more.iter().map(ToString::to_string);
+        Process::daemon(Program::Worker, worker_args(model, &self.url()).into_iter().chain(more)).await
     }
 
     /// What the queen says of its fleet.
@@ -85,6 +104,11 @@ impl Cluster {
     /// URL of chat completions.
     pub fn chat_url(&self) -> String {
         format!("{}/v1/chat/completions", self.url())
+    }
+
+    /// URL of embeddings.
+    pub fn embeddings_url(&self) -> String {
+        format!("{}/v1/embeddings", self.url())
     }
 
     /// URL of text completions.

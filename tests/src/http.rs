@@ -117,7 +117,7 @@ pub async fn metric(daemon_url: &str, name: &str) -> f64 {
 }
 
 /// POST whose answer is a stream: its `data` lines as they come.
-pub async fn post_stream(url: impl AsRef<str>, body: &Value) -> impl Stream<Item = String> + Unpin {
+pub async fn post_stream<U: AsRef<str>>(url: U, body: &Value) -> impl Stream<Item = String> + Unpin + use<U> {
     let response = client().post(url.as_ref()).json(body).send().await.expect("an answer");
     assert_eq!(response.status(), 200, "{:?}", response.text().await);
     data_lines(response)

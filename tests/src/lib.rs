@@ -2,11 +2,13 @@
 //!
 //! Must not know: the inside of any daemon. Scenarios see what a user sees: HTTP, processes, exit codes, files.
 
+pub mod chats;
 pub mod cluster;
 pub mod fake;
 pub mod http;
 pub mod models;
 pub mod net;
+pub mod perplexity;
 pub mod process;
 pub mod sim;
 pub mod wire;

@@ -4,7 +4,7 @@ use hive_contract::{CapabilitiesReply, HiveHeartbeat};
 use rbee_tests::wire;
 use serde_json::Value;
 use shared_contract::{DropReason, HeartbeatAck};
-use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
+use worker_contract::{Endpoint, FinishReason, InferEvent, InferUsage, WorkerHeartbeat, WorkerStatus};
 
 fn worker(name: &str) -> WorkerHeartbeat {
     serde_json::from_value(wire::payload(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -110,6 +110,20 @@ fn a_reply_with_capabilities_names_the_hive_and_is_read_without_that() {
         serde_json::from_value::<CapabilitiesReply>(plain).unwrap().hive_id,
         None
     );
+}
+
+#[test]
+fn the_end_of_a_stream_of_tokens_tells_what_was_cached_and_is_read_without_that() {
+    let event = |name| serde_json::from_value::<InferEvent>(wire::payload(name)).unwrap();
+    let usage = InferUsage {
+        prompt_tokens: 5,
+        completion_tokens: 3,
+        cached_tokens: 0,
+    };
+    let finish_reason = FinishReason::Length;
+    assert_eq!(event("infer_done_minimal"), InferEvent::Done { finish_reason, usage });
+    let stored = wire::payload("infer_done_full");
+    assert_eq!(serde_json::to_value(event("infer_done_full")).unwrap(), stored);
 }
 
 #[test]

@@ -12,3 +12,6 @@ mod official_client;
 mod partitions;
 mod readme;
 mod security;
+mod sharing;
+mod structured;
+mod tokens;
