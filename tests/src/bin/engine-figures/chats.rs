@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use candle_models::{DeviceSpec, LoadOptions, Tokenizer, load};
 use eventsource_stream::Eventsource;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::server::Server;
 use crate::table::median;
@@ -127,26 +128,26 @@ impl Prompts {
 
     /// Milliseconds to the first token of a prompt while others decode; the median of several.
     pub(crate) async fn ttft_beside_others(&self, server: &Server, others: u64, run: u64) -> Result<f64> {
+        let seed = 500_000 + 10_000 * run;
+        let texts: Result<Vec<String>> = (0..others).map(|index| self.text(seed + index)).collect();
+        let opened = texts?.into_iter().map(|text| async move {
+            let mut chunks = Box::pin(self.open(server, &self.body(server, &text, LONG_ANSWER)).await?);
+            first_text(&mut chunks).await?;
+            Ok::<_, String>(chunks)
+        });
+        let running = try_join_all(opened).await?;
+        let mut readers = JoinSet::new();
+        for mut chunks in running {
+            readers.spawn(async move { while chunks.next().await.is_some() {} });
+        }
         let mut times = Vec::new();
         for request in 0..REQUESTS {
-            let seed = 500_000 + 10_000 * run + 100 * request;
-            let bodies: Result<Vec<Value>> = (0..others)
-                .map(|index| Ok(self.body(server, &self.text(seed + index)?, LONG_ANSWER)))
-                .collect();
-            let bodies = bodies?;
-            let opened = join_all(bodies.iter().map(|body| async {
-                let mut chunks = Box::pin(self.open(server, body).await?);
-                first_text(&mut chunks).await?;
-                Ok::<_, String>(chunks)
-            }));
-            let running: Result<Vec<_>> = opened.await.into_iter().collect();
-            let body = self.body(server, &self.text(seed + 99)?, 1);
-            let mut readers: Vec<_> = running?
-                .into_iter()
-                .map(|mut chunks| tokio::spawn(async move { while chunks.next().await.is_some() {} }))
-                .collect();
+            let body = self.body(server, &self.text(seed + 100 + request)?, 1);
             times.push(self.ttft(server, &body).await?);
-            readers.drain(..).for_each(|reader| reader.abort());
+        }
+        // Dropping the readers ends the others.
+        if readers.try_join_next().is_some() {
+            return Err(format!("keep {others} chats busy: {} ended one too early", server.name));
         }
         Ok(median(&times))
     }
@@ -177,7 +178,9 @@ impl Prompts {
         let request = self
             .client
             .post(format!("{}/v1/chat/completions", server.url))
-            .json(body);
+            .json(body)
+            // A server may close an idle connection just as it is used again.
+            .header("connection", "close");
         let failed = |error: reqwest::Error| format!("ask {}: {error}", server.name);
         let response = request.timeout(Duration::from_secs(600)).send().await.map_err(failed)?;
         let status = response.status();

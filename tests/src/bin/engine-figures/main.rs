@@ -127,9 +127,10 @@ fn direct(args: &Args, peer: Option<&LlamaCpp>, table: &mut Table) -> Result<()>
         table.more_is_better(name, "tokens/s", &our_runs, &their_runs);
         if work == direct::DECODE {
             let bytes = ours.weight_bytes() as f64 * median(&our_runs);
-            let floors: Vec<f64> = (0..args.runs)
+            let floors: Result<Vec<f64>> = (0..args.runs)
                 .map(|_| bandwidth::bytes_per_second(args.threads))
                 .collect();
+            let floors = floors?;
             table.note(format!(
                 "decode reads {:.1} GB/s of weights; a bare read by {} threads: {:.1} GB/s ({:.0} %)",
                 bytes / 1e9,
