@@ -312,7 +312,9 @@ impl Answer {
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        if let Some(parser) = &mut self.tools {
+        // What the limit cut off behind whole calls is the beginning of another one, not text.
+        let is_cut_call = reason == FinishReason::Length && self.has_calls;
+        if let Some(parser) = self.tools.as_mut().filter(|_| !is_cut_call) {
             let mut events = Vec::new();
             parser.finish(&mut events);
             self.tell(events);

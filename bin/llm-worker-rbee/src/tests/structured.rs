@@ -185,6 +185,18 @@ async fn calls_are_streamed_piece_by_piece() {
 }
 
 #[tokio::test]
+async fn a_call_that_the_limit_cuts_off_before_it_has_a_name_is_not_taken_for_text() {
+    let worker = TestWorker::start(Script::new(BOTH), &[]).await;
+    // A token of the fake model is a byte.
+    let limit = BOTH.find("wind").expect("the second call") - 3;
+    let answer = worker.answer(CHAT, &with_tools(json!({"max_tokens": limit}))).await;
+    assert_eq!(content(&answer).as_str().unwrap().trim_end(), "Let me look.");
+    let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!(calls.len(), 1, "{answer}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
 async fn a_call_that_is_required_comes_whatever_the_model_would_say() {
     let worker = TestWorker::start(Script::new("I would rather chat."), &[]).await;
     let named = json!({"type": "function", "function": {"name": "wind"}});
