@@ -409,7 +409,8 @@ mod tests {
                 r#"{{"hive_id": "h", "timestamp": "2025-10-30T15:13:00Z", "monitor": {{"cpu_usage_percent": {cpu}}},
                      "workers": []}}"#
             );
-            is_finite(&serde_json::from_str(&text).unwrap())
+            // Whether such a number is infinite or an error hangs on a feature of the parser.
+            serde_json::from_str(&text).is_ok_and(|told| is_finite(&told))
         };
         assert!(told("3.5"));
         assert!(!told("1e300"));
