@@ -78,7 +78,9 @@ fn folder() -> &'static Path {
             .to_owned();
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo
-            .args(["build", "--workspace", "--bins", "--quiet"])
+            // With the tests, so that the programs share the tests' features of their dependencies and all these builds:
+            // without, much of it would be built once more.
+            .args(["build", "--workspace", "--bins", "--tests", "--quiet"])
             .current_dir(env!("CARGO_MANIFEST_DIR"));
         if folder.ends_with("release") {
             cargo.arg("--release");

@@ -209,6 +209,8 @@ impl Pool {
         shared.share(work, 0);
         shared.close(if everybody { self.threads.len() as u64 } else { 0 });
         let panic = lock(&shared.panic).take();
+        // Before the turn passes on: whoever finds itself named here is inside of its own job.
+        *lock(&shared.caller) = None;
         drop(turn);
         if let Some(panic) = panic {
             resume_unwind(panic);
