@@ -115,11 +115,11 @@ mod tests {
     #[test]
     fn a_group_leaves_its_limit_less_what_is_used_and_cannot_be_given_up() {
         let root = groups(&[
-            ("work/memory.max", "1000\n"),
-            ("work/memory.current", "700\n"),
-            ("work/memory.stat", "anon 1\ninactive_file 200\nactive_file 50\n"),
+            ("box/memory.max", "1000\n"),
+            ("box/memory.current", "700\n"),
+            ("box/memory.stat", "anon 1\ninactive_file 200\nactive_file 50\n"),
         ]);
-        assert_eq!(headroom(root.path(), "0::/work\n"), Some(500));
+        assert_eq!(headroom(root.path(), "0::/box\n"), Some(500));
     }
 
     #[test]
@@ -152,13 +152,13 @@ mod tests {
     #[test]
     fn groups_of_the_first_version_are_read_where_the_memory_controller_is() {
         let root = groups(&[
-            ("memory/work/memory.limit_in_bytes", "1000\n"),
-            ("memory/work/memory.usage_in_bytes", "400\n"),
-            ("memory/work/memory.stat", "inactive_file 1\ntotal_inactive_file 100\n"),
+            ("memory/box/memory.limit_in_bytes", "1000\n"),
+            ("memory/box/memory.usage_in_bytes", "400\n"),
+            ("memory/box/memory.stat", "inactive_file 1\ntotal_inactive_file 100\n"),
             ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory/memory.usage_in_bytes", "5\n"),
         ]);
-        let membership = "12:cpu,cpuacct:/other\n4:memory:/work\n0::/\n";
+        let membership = "12:cpu,cpuacct:/other\n4:memory:/box\n0::/\n";
         assert_eq!(headroom(root.path(), membership), Some(700));
     }
 }
