@@ -71,8 +71,11 @@ pub struct DeviceInfo {
     pub kind: DeviceKind,
     /// For people, for example `NVIDIA GeForce RTX 4090`.
     pub name: String,
-    /// Memory that a model can use; of the CPU: main memory.
+    /// Memory that a model can use; of the CPU: main memory, or the limit of the container.
     pub memory_total_mb: u64,
+    /// Of that, what the hive leaves to the machine's owner.
+    #[serde(default)]
+    pub memory_reserved_mb: u64,
     /// The vendor's unique id, where it has one.
     #[serde(default)]
     pub uuid: Option<String>,
@@ -92,6 +95,13 @@ pub enum DeviceKind {
     Cuda,
     /// Apple GPU.
     Metal,
+    /// AMD GPU.
+    Rocm,
+    /// Intel GPU.
+    Xpu,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl DeviceKind {
@@ -101,6 +111,9 @@ impl DeviceKind {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
             Self::Metal => "metal",
+            Self::Rocm => "rocm",
+            Self::Xpu => "xpu",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -117,7 +130,7 @@ pub struct ParseDeviceError(String);
 
 impl fmt::Display for ParseDeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is no device kind; use cpu, cuda or metal", self.0)
+        write!(f, "`{}` is no device kind; use cpu, cuda, metal, rocm or xpu", self.0)
     }
 }
 
@@ -132,12 +145,14 @@ impl FromStr for DeviceKind {
             Some("cpu") => Ok(Self::Cpu),
             Some("cuda") => Ok(Self::Cuda),
             Some("metal") => Ok(Self::Metal),
+            Some("rocm") => Ok(Self::Rocm),
+            Some("xpu") => Ok(Self::Xpu),
             _ => Err(ParseDeviceError(text.to_owned())),
         }
     }
 }
 
-/// A model file on a host's disk.
+/// A model on a host's disk: one file, or a folder of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelEntry {
     /// As clients name it.
@@ -149,6 +164,44 @@ pub struct ModelEntry {
     /// Checksum of the file, where it was computed.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// Commit of the hub's repository from which it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// What its header says; `None` where it cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<ModelFacts>,
+    /// Why it cannot be used: a file that is damaged, and the remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a model's header says, without its weights being read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// Architecture, for example `llama`.
+    pub family: String,
+    /// The name that its files give it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Weights, counted one by one.
+    pub parameters: u64,
+    /// Layers of the decoder.
+    pub layers: u32,
+    /// Query heads of a layer.
+    pub heads: u32,
+    /// Key and value heads of a layer.
+    pub kv_heads: u32,
+    /// Tokens that it was made for.
+    pub context_length: u32,
+    /// How most of the weights are stored, for example `Q4_K` or `BF16`.
+    pub quantization: String,
+    /// Bytes of the weights, as they lie in the files.
+    pub weight_bytes: u64,
+    /// Bytes that one token takes in the KV cache.
+    pub kv_bytes_per_token: u64,
+    /// Whether it has a chat template.
+    #[serde(default)]
+    pub chat: bool,
 }
 
 /// A worker program.
@@ -160,4 +213,7 @@ pub struct EngineInfo {
     pub version: String,
     /// Device kinds for which it was built.
     pub kinds: Vec<DeviceKind>,
+    /// CUDA compute capability for which its kernels were compiled, for example `8.9`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda_capability: Option<String>,
 }

@@ -17,16 +17,49 @@ pub enum Operation {
         /// Backend; left out: that of the device, or the CPU.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         worker: Option<DeviceKind>,
-        /// Device id; left out: the first device of that kind.
+        /// Device id; left out: a device of that kind on which it fits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         device: Option<String>,
+        /// Longest prompt plus answer in tokens; left out: what the model was made for, or what fits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        context_length: Option<u32>,
+        /// Requests that are computed together; left out: the worker's default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slots: Option<u32>,
+        /// Seconds without a request after which it is stopped, 0: never; left out: the hive's `--idle-unload`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_alive_s: Option<u64>,
     },
     /// Lists the hive's workers.
     WorkerList,
-    /// Drains a worker and ends its process.
+    /// One worker.
+    WorkerGet {
+        /// Which one.
+        worker_id: WorkerId,
+    },
+    /// Lets a worker finish its requests within a grace period, then ends its process.
     WorkerStop {
         /// Which one.
         worker_id: WorkerId,
+        /// Seconds that its requests may take; left out: the hive's `--grace-s`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grace_s: Option<u64>,
+    },
+    /// Lets a worker finish its requests, however long they take, then ends its process.
+    WorkerDrain {
+        /// Which one.
+        worker_id: WorkerId,
+    },
+    /// What a worker prints: its last lines, one event each, and with `follow` those to come until it is gone.
+    WorkerLogs {
+        /// Which one; one that ended not long ago has its log, too.
+        worker_id: WorkerId,
+        /// How many of the last lines; left out: 100.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lines: Option<u32>,
+        /// Whether to go on.
+        #[serde(default)]
+        follow: bool,
     },
     /// Fetches and verifies a model file.
     ModelPull {
@@ -35,6 +68,40 @@ pub enum Operation {
     },
     /// Lists the model files on this host.
     ModelList,
+    /// One model of this host, with its files.
+    ModelGet {
+        /// Model reference, catalogue name or id.
+        model: String,
+        /// Whether to read its files and compare their checksums.
+        #[serde(default)]
+        verify: bool,
+    },
+    /// Removes a model's files, unless a worker uses them.
+    ModelDelete {
+        /// Model reference, catalogue name or id.
+        model: String,
+    },
+    /// Lists the devices with their load.
+    DeviceList,
+}
+
+impl Operation {
+    /// The word by which the wire names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::WorkerSpawn { .. } => "worker_spawn",
+            Self::WorkerList => "worker_list",
+            Self::WorkerGet { .. } => "worker_get",
+            Self::WorkerStop { .. } => "worker_stop",
+            Self::WorkerDrain { .. } => "worker_drain",
+            Self::WorkerLogs { .. } => "worker_logs",
+            Self::ModelPull { .. } => "model_pull",
+            Self::ModelList => "model_list",
+            Self::ModelGet { .. } => "model_get",
+            Self::ModelDelete { .. } => "model_delete",
+            Self::DeviceList => "device_list",
+        }
+    }
 }
 
 /// Answer to `POST /v1/jobs`, status 202.
@@ -102,6 +169,15 @@ pub struct JobProgress {
     pub total: Option<u64>,
     /// For example `bytes`, `percent`.
     pub unit: String,
+    /// Units per second, lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<u64>,
+    /// Seconds that the rest will take at this speed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    /// Where it comes from, for people, for example `hive gpu-box-2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// Answer to `GET /v1/jobs/{id}`, and one entry of `GET /v1/jobs`.

@@ -6,12 +6,14 @@
 mod capabilities;
 mod heartbeat;
 mod job;
+mod models;
 mod telemetry;
 
 pub use capabilities::{
-    Capabilities, CapabilitiesReply, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry,
+    Capabilities, CapabilitiesReply, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry, ModelFacts,
     ParseDeviceError, WorkerExit,
 };
 pub use heartbeat::{HiveHeartbeat, HiveInfo};
 pub use job::{JobAccepted, JobEvent, JobProgress, JobState, JobStatus, Operation};
-pub use telemetry::{DeviceLoad, MonitorData, ProcessState, ProcessStats, TelemetryEvent};
+pub use models::{ModelDetail, ModelFileEntry, ModelHolder, ModelHolders};
+pub use telemetry::{DeviceLoad, MonitorData, OwnerProcess, ProcessState, ProcessStats, TelemetryEvent};

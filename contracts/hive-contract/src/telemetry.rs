@@ -12,8 +12,11 @@ pub struct MonitorData {
     pub cpu_usage_percent: f32,
     /// Main memory in use.
     pub ram_used_mb: u64,
-    /// Main memory that there is.
+    /// Main memory that there is; in a container, what it may take.
     pub ram_total_mb: u64,
+    /// Main memory that a new worker can get: what nobody uses, less the reserve and what is promised to workers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ram_free_mb: Option<u64>,
     /// Seconds since the hive started.
     pub uptime_s: u64,
     /// One entry for each GPU.
@@ -40,6 +43,30 @@ pub struct DeviceLoad {
     /// Drawn now.
     #[serde(default)]
     pub power_watts: Option<f32>,
+    /// Most that it may draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_limit_watts: Option<f32>,
+    /// Device memory held by processes that are not this hive's workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram_foreign_mb: Option<u64>,
+    /// Device memory that a new worker can get: what nobody uses, less the reserve and what is promised to workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram_free_mb: Option<u64>,
+    /// The process by which the machine's owner uses the device; it gets no new workers while that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerProcess>,
+}
+
+/// A process that is not a hive's, and large enough to count as the machine's owner at work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerProcess {
+    /// Process id.
+    pub pid: u32,
+    /// Its name, where it may be read.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Device memory that it holds.
+    pub vram_mb: u64,
 }
 
 /// One worker process, as its hive sees it.
@@ -81,6 +108,9 @@ pub struct ProcessStats {
     /// The device it was given.
     #[serde(default)]
     pub device: Option<String>,
+    /// Memory of the device that was promised to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted_mb: Option<u64>,
 }
 
 /// Life of a worker process under its hive.
