@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod extract;
 pub mod logs;
+pub mod quantity;
 pub mod serve;
 pub mod signals;
 pub mod sse;
