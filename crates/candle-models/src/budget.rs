@@ -5,19 +5,14 @@ use cpu_kernels::BLOCK_TOKENS;
 use crate::architecture::{Architecture, LayerShape};
 use crate::backend::Backend;
 use crate::error::LoadError;
-use crate::file::ModelFile;
 use crate::load::LoadOptions;
 use crate::runner::Limits;
+use model_format::{ModelFile, RowShape};
 
 /// KV cache memory that is offered when nobody says how much, in bytes; at least one whole context is.
 const DEFAULT_KV_BYTES: usize = 1 << 30;
 /// Blocks that a table can name.
 const MAX_BLOCKS: usize = u32::MAX as usize - 1;
-/// Rows and rows of logits of a large step: working memory is estimated for them.
-const STEP_ROWS: usize = 320;
-const STEP_LOGITS: usize = 16;
-/// Bytes of an f32, and what it takes beside when it is rounded for the products.
-const ROW_BYTES: usize = size_of::<f32>() + 2;
 
 /// A model's memory in bytes, and the limits that follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,12 +128,17 @@ fn positive(value: Option<usize>, name: &str) -> Result<Option<usize>, LoadError
     }
 }
 
-/// What a large step works in: all rows of one layer, and the logits.
+/// What a large step works in, of the layer that needs most.
 fn scratch_bytes(architecture: &Architecture) -> usize {
-    let heads = |layer: &LayerShape| 2 * layer.heads.query_width() + 2 * layer.heads.kv_width();
-    let attention = architecture.layers.iter().map(heads).max().unwrap_or(0);
-    let row = 2 * architecture.width + attention + architecture.hidden;
-    STEP_ROWS * row * ROW_BYTES + STEP_LOGITS * architecture.vocab * size_of::<f32>()
+    let row = |layer: &LayerShape| RowShape {
+        width: architecture.width as u64,
+        query_width: layer.heads.query_width() as u64,
+        kv_width: layer.heads.kv_width() as u64,
+        hidden: architecture.hidden as u64,
+        vocab: architecture.vocab as u64,
+    };
+    let bytes = architecture.layers.iter().map(|layer| row(layer).scratch_bytes());
+    usize::try_from(bytes.max().unwrap_or(0)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

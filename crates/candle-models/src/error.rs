@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use model_format::FormatError;
+
 use crate::device::DeviceError;
 use crate::tokenizer::TokenizerError;
 
@@ -49,4 +51,15 @@ pub enum LoadError {
     /// Candle refused, for example for want of device memory.
     #[error("candle: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+impl From<FormatError> for LoadError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::Unreadable { path, source } => Self::Unreadable { path, source },
+            FormatError::NotGguf(path) => Self::NotGguf(path),
+            FormatError::Damaged(what) => Self::Damaged(what),
+            FormatError::Unsupported(what) => Self::Unsupported(what),
+        }
+    }
 }

@@ -9,19 +9,14 @@
 mod architecture;
 mod backend;
 mod budget;
+mod candle_tensor;
 mod chat_template;
 mod device;
 mod error;
 mod families;
-mod file;
-mod gguf;
-mod hf;
-mod hf_rope;
-mod hf_text;
 mod load;
 mod network;
 mod runner;
-mod safetensors;
 mod tokenizer;
 mod weights;
 

@@ -10,14 +10,15 @@ use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensor::Candle;
 use crate::budget::Budget;
+use crate::candle_tensor::refuse_unknown_types;
 use crate::chat_template::ChatTemplate;
 use crate::device::DeviceSpec;
 use crate::error::LoadError;
 use crate::families::Family;
-use crate::file::ModelFile;
 use crate::network::{Loaded, Network};
 use crate::runner::Runner;
 use crate::tokenizer::Tokenizer;
+use model_format::ModelFile;
 
 /// How to load a model.
 #[derive(Debug, Clone)]
@@ -116,11 +117,8 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
-        let file = if path.is_dir() {
-            ModelFile::safetensors(path)?
-        } else {
-            ModelFile::gguf(path)?
-        };
+        let file = ModelFile::open(path)?;
+        refuse_unknown_types(&file)?;
         let family = Family::of(&file)?;
         let tokenizer = Tokenizer::from_file(&file)?;
         let chat_template = file

@@ -3,8 +3,8 @@
 use crate::architecture::{Architecture, LayerShape};
 use crate::backend::Backend;
 use crate::error::LoadError;
-use crate::file::ModelFile;
 use crate::weights::Weights;
+use model_format::ModelFile;
 
 /// All weights.
 pub(crate) struct Network<B: Backend> {
@@ -68,7 +68,12 @@ impl<B: Backend> Network<B> {
         let layers = layers.map(|(index, shape)| load_layer(&mut weights, &architecture, shape, index));
         let layers = layers.collect::<Result<_, _>>()?;
         let norm = weights.vector("output_norm.weight", width)?;
-        file.refuse_unused_tensors(architecture.family.architecture())?;
+        if let Some(name) = file.unused_tensor() {
+            return Err(LoadError::Unsupported(format!(
+                "this variant of the {} family is not supported: its tensor {name} has no place in the model",
+                architecture.family
+            )));
+        }
         let bytes = weights.device_bytes();
         progress(1.0);
         let network = Self {

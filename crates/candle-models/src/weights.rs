@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::error::LoadError;
-use crate::file::{ModelFile, RawTensor};
+use model_format::{ModelFile, RawTensor};
 
 /// A file's tensors on their way to a backend.
 pub(crate) struct Weights<'a, B: Backend> {

@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
-use candle_core::quantized::GgmlDType;
 use cpu_kernels::{
     Activations, AttentionScratch, AttentionShape, Format, Forms, Kernels, KvCache, Matrix, Product, Qkv, RmsNorm,
     RopeTable, Store,
@@ -13,9 +12,10 @@ use cpu_kernels::{
 
 use super::{Backend, Batch, Wanted, What};
 use crate::architecture::{Architecture, LayerShape};
+use crate::candle_tensor::CandleTensor;
 use crate::error::LoadError;
-use crate::file::RawTensor;
 use crate::network::{Layer, Network};
+use model_format::{RawTensor, TensorType};
 
 /// Kernels, the threads they run on, and a step's working memory.
 pub(crate) struct Cpu {
@@ -60,20 +60,20 @@ impl Cpu {
 }
 
 /// The kernels' name of a type that they multiply with as it is.
-fn format(dtype: GgmlDType) -> Option<Format> {
+fn format(dtype: TensorType) -> Option<Format> {
     Some(match dtype {
-        GgmlDType::F32 => Format::F32,
-        GgmlDType::F16 => Format::F16,
-        GgmlDType::BF16 => Format::Bf16,
-        GgmlDType::Q4_0 => Format::Q4_0,
-        GgmlDType::Q4_1 => Format::Q4_1,
-        GgmlDType::Q5_0 => Format::Q5_0,
-        GgmlDType::Q5_1 => Format::Q5_1,
-        GgmlDType::Q8_0 => Format::Q8_0,
-        GgmlDType::Q4K => Format::Q4K,
-        GgmlDType::Q5K => Format::Q5K,
-        GgmlDType::Q6K => Format::Q6K,
-        GgmlDType::Q8_1 | GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q8K => return None,
+        TensorType::F32 => Format::F32,
+        TensorType::F16 => Format::F16,
+        TensorType::Bf16 => Format::Bf16,
+        TensorType::Q4_0 => Format::Q4_0,
+        TensorType::Q4_1 => Format::Q4_1,
+        TensorType::Q5_0 => Format::Q5_0,
+        TensorType::Q5_1 => Format::Q5_1,
+        TensorType::Q8_0 => Format::Q8_0,
+        TensorType::Q4K => Format::Q4K,
+        TensorType::Q5K => Format::Q5K,
+        TensorType::Q6K => Format::Q6K,
+        _ => return None,
     })
 }
 
@@ -110,7 +110,7 @@ impl Backend for Cpu {
         matrix.bytes()
     }
 
-    fn expected_matrix_bytes(&self, dtype: GgmlDType, rows: usize, cols: usize) -> usize {
+    fn expected_matrix_bytes(&self, dtype: TensorType, rows: usize, cols: usize) -> usize {
         Matrix::packed_bytes(format(dtype).unwrap_or(Format::F32), rows, cols)
     }
 

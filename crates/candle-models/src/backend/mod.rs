@@ -1,12 +1,11 @@
 //! What a network computes with: the fused CPU kernels, or candle on any device.
 
-use candle_core::quantized::GgmlDType;
 use cpu_kernels::Span;
 
 use crate::architecture::LayerShape;
 use crate::error::LoadError;
-use crate::file::RawTensor;
 use crate::network::Network;
+use model_format::{RawTensor, TensorType};
 
 pub(crate) mod cpu;
 pub(crate) mod tensor;
@@ -27,7 +26,7 @@ pub(crate) trait Backend: Send + Sized + 'static {
     /// Bytes that a matrix takes in the device's memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// Bytes that a matrix of this type and shape would take, to say before it is loaded whether it fits.
-    fn expected_matrix_bytes(&self, dtype: GgmlDType, rows: usize, cols: usize) -> usize;
+    fn expected_matrix_bytes(&self, dtype: TensorType, rows: usize, cols: usize) -> usize;
 
     /// Bytes that one block takes in all layers together.
     fn kv_bytes_per_block(&self, layers: &[LayerShape]) -> usize;

@@ -1,15 +1,16 @@
 //! Candle's own operations, on any device that candle knows: quantised matrices stay as they lie in the file, keys and
 //! values lie in blocks. On the CPU everything else is f32: the reference that the fused path is tested against.
 
-use candle_core::quantized::{GgmlDType, QMatMul};
+use candle_core::quantized::QMatMul;
 use candle_core::{D, DType, Device, IndexOp, Module, Result, Tensor};
 use cpu_kernels::{Activation, BLOCK_TOKENS, RopeStyle, Span};
 
 use super::{Backend, Batch, What};
 use crate::architecture::{Architecture, Heads, LayerShape, RopeSpec};
+use crate::candle_tensor::CandleTensor;
 use crate::error::LoadError;
-use crate::file::{RawTensor, tensor_bytes};
 use crate::network::{Layer, Network};
+use model_format::{RawTensor, TensorType};
 
 /// A candle device.
 pub(crate) struct Candle {
@@ -135,9 +136,10 @@ impl Backend for Candle {
         matrix.bytes
     }
 
-    fn expected_matrix_bytes(&self, dtype: GgmlDType, rows: usize, cols: usize) -> usize {
-        let widened = self.device.is_cpu() && dtype.block_size() == 1;
-        tensor_bytes(if widened { GgmlDType::F32 } else { dtype }, &[rows, cols]).unwrap_or(0)
+    fn expected_matrix_bytes(&self, dtype: TensorType, rows: usize, cols: usize) -> usize {
+        let widened = self.device.is_cpu() && dtype.block_elements() == 1;
+        let kept = if widened { TensorType::F32 } else { dtype };
+        kept.tensor_bytes(&[rows, cols]).unwrap_or(0)
     }
 
     fn kv_bytes_per_block(&self, layers: &[LayerShape]) -> usize {

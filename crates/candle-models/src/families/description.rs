@@ -6,7 +6,7 @@ use super::Family;
 use super::rope;
 use crate::architecture::{Architecture, Heads, LayerShape};
 use crate::error::LoadError;
-use crate::file::{ModelFile, Value};
+use model_format::{ModelFile, Value};
 
 /// Far beyond any model: sizes above are damage, and would ask for absurd amounts of memory.
 const MAX_HEADS: usize = 1 << 16;
@@ -79,12 +79,7 @@ impl<'a> Description<'a> {
                 }));
             }
         }
-        match file.count("split.count") {
-            Some(parts) if parts > 1 => Err(LoadError::Unsupported(format!(
-                "the file is one of {parts} parts; join them to one file first"
-            ))),
-            _ => Ok(description),
-        }
+        Ok(description)
     }
 
     /// With another rotary base where the file has none.
@@ -113,7 +108,7 @@ impl<'a> Description<'a> {
     }
 
     pub(super) fn required_count(&self, name: &str) -> Result<usize, LoadError> {
-        self.file.required_count(&self.key(name))
+        Ok(self.file.required_count(&self.key(name))?)
     }
 
     /// A count that may be missing, but not something else.

@@ -8,7 +8,7 @@ use super::description::Description;
 use super::rope::plain;
 use crate::architecture::{Architecture, LayerShape};
 use crate::error::LoadError;
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 /// Every sixth layer sees everything, unless the file says otherwise.
 const WINDOW_PATTERN: usize = 6;

@@ -6,7 +6,7 @@ use super::Family;
 use super::description::Description;
 use crate::architecture::Architecture;
 use crate::error::LoadError;
-use crate::file::{FileFormat, ModelFile};
+use model_format::{FileFormat, ModelFile};
 
 pub(crate) fn describe(file: &ModelFile, longest: usize) -> Result<Architecture, LoadError> {
     let description = Description::new(file, Family::Llama, &[])?;

@@ -2,7 +2,7 @@
 
 use crate::architecture::Architecture;
 use crate::error::LoadError;
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 mod description;
 mod gemma3;

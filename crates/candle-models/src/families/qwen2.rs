@@ -4,7 +4,7 @@ use super::Family;
 use super::description::Description;
 use crate::architecture::Architecture;
 use crate::error::LoadError;
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 pub(crate) fn describe(file: &ModelFile, longest: usize) -> Result<Architecture, LoadError> {
     Ok(Architecture {

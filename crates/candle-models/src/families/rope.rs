@@ -2,6 +2,7 @@
 
 use super::description::Description;
 use crate::architecture::RopeSpec;
+use crate::candle_tensor::CandleTensor;
 use crate::error::LoadError;
 
 /// YaRN's bounds, in turns over the original context, unless the file says otherwise.

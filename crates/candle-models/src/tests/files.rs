@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use batch_engine::Pooling;
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
 
 use super::tiny::{LAYERS, Tiny, WIDTH};
@@ -94,6 +95,26 @@ fn an_unknown_architecture_is_refused_by_name_with_what_is_supported() {
     assert_eq!(
         refusal(&tiny),
         "the model architecture \"mamba\" is not supported; supported are: llama, qwen2, qwen3, gemma3, phi3"
+    );
+}
+
+#[test]
+fn a_tensor_of_a_type_that_is_not_supported_is_named_with_the_types_that_are() {
+    let (_folder, path) = Tiny::of(Family::Llama).with_matrices(GgmlDType::Q4_0).write();
+    let mut bytes = fs::read(&path).expect("the file");
+    // Behind the name: the number of dimensions, both of them, and the type; Q4_0 and IQ4_NL are equally large.
+    let name = b"blk.0.attn_k.weight";
+    let at = bytes
+        .windows(name.len())
+        .position(|window| window == name)
+        .expect("the tensor");
+    let number = at + name.len() + 4 + 2 * 8;
+    assert_eq!(bytes[number], 2);
+    bytes[number] = 20;
+    fs::write(&path, bytes).expect("a changed file");
+    let error = open(&path).err().expect("a type that is not supported").to_string();
+    assert!(
+        error.starts_with("tensor blk.0.attn_k.weight is of type IQ4_NL, which is not supported; take a file of F16")
     );
 }
 

@@ -10,6 +10,7 @@ use crate::{DeviceSpec, LoadOptions, load};
 
 mod backends;
 mod files;
+mod memory;
 mod positions;
 mod repositories;
 mod steps;

@@ -6,7 +6,7 @@ use super::tiny::{CONTEXT, Tiny};
 use super::{assert_close, feed, fused, reference, text};
 use crate::Family;
 use crate::architecture::{Architecture, RopeSpec};
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 /// What a family makes of a file, for sequences of at most `longest` tokens.
 fn describe(tiny: &Tiny, longest: usize) -> Architecture {

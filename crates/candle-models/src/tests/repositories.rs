@@ -20,7 +20,7 @@ use crate::load::Files;
 use crate::{DeviceSpec, Family, LoadError, LoadOptions, load};
 
 /// A folder as Hugging Face lays it out, to be changed before it is written.
-struct Repository {
+pub(super) struct Repository {
     config: Json,
     generation: Json,
     tokenizer: Json,
@@ -31,7 +31,7 @@ struct Repository {
 
 impl Repository {
     /// The same model as `tiny`, told in Hugging Face's names.
-    fn of(family: Family, tiny: &Tiny) -> Self {
+    pub(super) fn of(family: Family, tiny: &Tiny) -> Self {
         let tensors = tiny.tensors.iter().map(|(name, (dtype, dims, values))| {
             let shift = if family == Family::Gemma3 && name.ends_with("norm.weight") {
                 1.0
@@ -72,7 +72,7 @@ impl Repository {
     }
 
     /// Writes all files into a folder that lives as long as the first result, the weights into so many files.
-    fn write_in(&self, files: usize) -> (TempDir, PathBuf) {
+    pub(super) fn write_in(&self, files: usize) -> (TempDir, PathBuf) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().to_owned();
         for (name, json) in [
@@ -103,7 +103,7 @@ impl Repository {
         (folder, path)
     }
 
-    fn write(&self) -> (TempDir, PathBuf) {
+    pub(super) fn write(&self) -> (TempDir, PathBuf) {
         self.write_in(1)
     }
 

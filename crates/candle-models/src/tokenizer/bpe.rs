@@ -6,7 +6,7 @@ use super::TokenizerError;
 use super::merge::{Merger, Union};
 use super::vocabulary::{Kind, Spellings, Vocabulary, byte_alphabet};
 use super::words::{Cutter, Words};
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 pub(super) struct Bpe {
     cutter: Cutter,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::file::{FileFormat, ModelFile};
+use model_format::{FileFormat, ModelFile};
 
 mod bpe;
 mod decoder;

@@ -4,7 +4,7 @@
 use super::TokenizerError;
 use super::merge::{Merger, Union};
 use super::vocabulary::{Kind, SPACE, Spellings, Vocabulary, byte_of};
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 pub(super) struct Spm {
     spellings: Spellings,

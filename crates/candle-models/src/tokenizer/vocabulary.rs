@@ -6,7 +6,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use std::hash::BuildHasher;
 
 use super::TokenizerError;
-use crate::file::ModelFile;
+use model_format::ModelFile;
 
 /// What a token is for, as GGUF numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,21 +6,21 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use crate::error::LoadError;
-use crate::file::{Array, Value};
-use crate::hf::{Fields, integer, read_text};
+use super::fields::{Fields, absent, read_text};
+use super::integer;
+use crate::FormatError;
+use crate::value::{Array, Value};
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Adds the text side's files to the metadata: the tokenizer under `tokenizer.huggingface.*`, the chat template where
 /// GGUF files have it.
-pub(crate) fn describe(folder: &Path, metadata: &mut BTreeMap<String, Value>) -> Result<(), LoadError> {
+pub(crate) fn describe(folder: &Path, metadata: &mut BTreeMap<String, Value>) -> Result<(), FormatError> {
     let path = folder.join("tokenizer.json");
-    let json = read_text(&path)?.ok_or_else(|| LoadError::Unreadable {
-        path,
-        source: std::io::ErrorKind::NotFound.into(),
-    })?;
-    let read = |name: &str| Ok::<_, LoadError>(Fields::read(folder, name)?.unwrap_or_else(|| Fields::empty(name)));
+    let json = read_text(&path)?.ok_or_else(|| absent(&path))?;
+    let read = |name: &str| Fields::read_or_empty(folder, name);
     let (config, generation) = (read("config.json")?, read("generation_config.json")?);
-    let tokenizer = read("tokenizer_config.json")?;
+    let tokenizer = read(TOKENIZER_CONFIG)?;
     let mut set = |key: &str, value| metadata.insert(key.to_owned(), value);
     set("tokenizer.huggingface.json", Value::Text(json));
     for name in ["bos_token", "eos_token"] {
@@ -34,24 +34,29 @@ pub(crate) fn describe(folder: &Path, metadata: &mut BTreeMap<String, Value>) ->
         }
         if name == "eos_token" {
             let named = named.into_iter().map(integer).collect();
-            set(
-                "tokenizer.huggingface.end_token_ids",
-                Value::Array(Array::Values(named)),
-            );
+            set("tokenizer.huggingface.end_token_ids", Value::Array(Array::of(named)));
         }
     }
-    let template = match read_text(&folder.join("chat_template.jinja"))? {
-        Some(template) => Some(template),
-        None => template_of(&tokenizer)?,
-    };
-    if let Some(template) = template {
+    if let Some(template) = template(folder, &tokenizer)? {
         set("tokenizer.chat_template", Value::Text(template));
     }
     Ok(())
 }
 
+/// The folder's chat template.
+pub(crate) fn chat_template(folder: &Path) -> Result<Option<String>, FormatError> {
+    template(folder, &Fields::read_or_empty(folder, TOKENIZER_CONFIG)?)
+}
+
+fn template(folder: &Path, tokenizer: &Fields) -> Result<Option<String>, FormatError> {
+    match read_text(&folder.join("chat_template.jinja"))? {
+        Some(template) => Ok(Some(template)),
+        None => template_of(tokenizer),
+    }
+}
+
 /// One id or a list of them.
-fn ids(fields: &Fields, key: &str) -> Result<Vec<usize>, LoadError> {
+fn ids(fields: &Fields, key: &str) -> Result<Vec<usize>, FormatError> {
     let id = |value: &Json| value.as_u64().and_then(|id| usize::try_from(id).ok());
     let ids = match fields.get(key) {
         None => Some(Vec::new()),
@@ -62,7 +67,7 @@ fn ids(fields: &Fields, key: &str) -> Result<Vec<usize>, LoadError> {
 }
 
 /// A token's spelling, by itself or in an object with its properties.
-fn spelling(fields: &Fields, key: &str) -> Result<Option<String>, LoadError> {
+fn spelling(fields: &Fields, key: &str) -> Result<Option<String>, FormatError> {
     let Some(value) = fields.get(key) else {
         return Ok(None);
     };
@@ -72,7 +77,7 @@ fn spelling(fields: &Fields, key: &str) -> Result<Option<String>, LoadError> {
 }
 
 /// The template, or the one named `default` of several.
-fn template_of(fields: &Fields) -> Result<Option<String>, LoadError> {
+fn template_of(fields: &Fields) -> Result<Option<String>, FormatError> {
     let wrong = || fields.wrong("chat_template", "a template or a list of named ones");
     match fields.get("chat_template") {
         None => Ok(None),

@@ -2,9 +2,9 @@
 
 use std::f64::consts::PI;
 
-use crate::error::LoadError;
-use crate::file::Value;
-use crate::hf::{Fields, Model, head_dim, integer};
+use super::{Fields, Model, head_dim, integer};
+use crate::FormatError;
+use crate::value::Value;
 
 /// Rotary base unless the file says otherwise.
 const BASE: f64 = 10_000.0;
@@ -28,7 +28,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    fn of(config: &Fields) -> Result<Self, LoadError> {
+    fn of(config: &Fields) -> Result<Self, FormatError> {
         let Some(parameters) = config.object("rope_parameters")? else {
             let global = config.object("rope_scaling")?;
             return Ok(Self {
@@ -50,7 +50,7 @@ impl Parameters {
     }
 }
 
-pub(crate) fn translate(config: &Fields, model: Model) -> Result<Rope, LoadError> {
+pub(crate) fn translate(config: &Fields, model: Model) -> Result<Rope, FormatError> {
     let Parameters { global, local } = Parameters::of(config)?;
     let number = |key: &str| {
         global
@@ -76,7 +76,7 @@ pub(crate) fn translate(config: &Fields, model: Model) -> Result<Rope, LoadError
         rope.metadata
             .push(("rope.freq_base_swa", Value::Float(base.unwrap_or(BASE))));
         if let Some(local) = local.as_ref().map(kind).transpose()?.filter(|&kind| kind != "default") {
-            return Err(LoadError::Unsupported(format!(
+            return Err(FormatError::Unsupported(format!(
                 "rotary scaling of type {local:?} is not supported in layers with a window"
             )));
         }
@@ -95,7 +95,7 @@ pub(crate) fn translate(config: &Fields, model: Model) -> Result<Rope, LoadError
         "longrope" | "su" => rope.longrope(&global, config, turned / 2)?,
         "yarn" => rope.yarn(&global, config)?,
         other => {
-            return Err(LoadError::Unsupported(format!(
+            return Err(FormatError::Unsupported(format!(
                 "rotary scaling of type {other:?} is not supported; linear, llama3, longrope and yarn are"
             )));
         }
@@ -103,14 +103,14 @@ pub(crate) fn translate(config: &Fields, model: Model) -> Result<Rope, LoadError
     Ok(rope)
 }
 
-fn kind(parameters: &Fields) -> Result<&str, LoadError> {
+fn kind(parameters: &Fields) -> Result<&str, FormatError> {
     let kind = parameters.text("rope_type")?;
     Ok(kind.or(parameters.text("type")?).unwrap_or("default"))
 }
 
 /// By how much each pair is slowed down, as in Meta's reference code of Llama 3.1: slow pairs by the whole factor, fast
 /// ones not at all, and a transition between.
-fn llama3(parameters: &Fields, base: f64, pairs: usize) -> Result<Vec<f32>, LoadError> {
+fn llama3(parameters: &Fields, base: f64, pairs: usize) -> Result<Vec<f32>, FormatError> {
     let factor = parameters.required_number("factor")?;
     let low = parameters.required_number("low_freq_factor")?;
     let high = parameters.required_number("high_freq_factor")?;
@@ -129,7 +129,7 @@ fn llama3(parameters: &Fields, base: f64, pairs: usize) -> Result<Vec<f32>, Load
 
 impl Rope {
     /// Factors of each pair, one list within the length of the first training and one beyond it.
-    fn longrope(&mut self, parameters: &Fields, config: &Fields, pairs: usize) -> Result<(), LoadError> {
+    fn longrope(&mut self, parameters: &Fields, config: &Fields, pairs: usize) -> Result<(), FormatError> {
         for (key, name) in [
             ("short_factor", "rope_factors_short.weight"),
             ("long_factor", "rope_factors_long.weight"),
@@ -160,9 +160,9 @@ impl Rope {
         Ok(())
     }
 
-    fn yarn(&mut self, parameters: &Fields, config: &Fields) -> Result<(), LoadError> {
+    fn yarn(&mut self, parameters: &Fields, config: &Fields) -> Result<(), FormatError> {
         if parameters.flag("truncate")? == Some(false) {
-            return Err(LoadError::Unsupported(
+            return Err(FormatError::Unsupported(
                 "rotary scaling of type \"yarn\" without truncate is not supported".to_owned(),
             ));
         }
@@ -208,7 +208,7 @@ impl Rope {
     }
 }
 
-fn original_length(parameters: &Fields, config: &Fields) -> Result<Option<usize>, LoadError> {
+fn original_length(parameters: &Fields, config: &Fields) -> Result<Option<usize>, FormatError> {
     let key = "original_max_position_embeddings";
     let found = match config.count(key)? {
         Some(length) => Some(length),

@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
-use crate::error::LoadError;
-use crate::file::{Array, Value};
-use crate::hf_rope;
+use crate::FormatError;
+use crate::value::{Array, Value};
 
-/// Largest JSON file that is read: beyond any tokenizer.
-const MAX_JSON_BYTES: u64 = 1 << 28;
+mod fields;
+mod rope;
+pub(crate) mod text;
+
+pub(crate) use fields::Fields;
 
 /// What `config.json` says.
 pub(crate) struct Description {
@@ -80,7 +82,7 @@ impl Model {
     }
 
     /// The model of these fields, by the class and the type that they name.
-    fn of(config: &Fields) -> Result<Self, LoadError> {
+    pub(crate) fn of(config: &Fields) -> Result<Self, FormatError> {
         let class = match config.get("architectures") {
             Some(Json::Array(classes)) => classes.first().and_then(Json::as_str),
             _ => None,
@@ -100,7 +102,7 @@ impl Model {
         };
         found.ok_or_else(|| {
             let supported = Self::ALL.map(Self::class).join(", ");
-            LoadError::Unsupported(format!(
+            FormatError::Unsupported(format!(
                 "the model architecture {name:?} is not supported; supported are: {supported}"
             ))
         })
@@ -108,9 +110,8 @@ impl Model {
 }
 
 /// Reads and translates the `config.json` of `folder`.
-pub(crate) fn describe(folder: &Path) -> Result<Description, LoadError> {
-    let config = Fields::read(folder, "config.json")?;
-    let config = config.ok_or_else(|| unreadable(&folder.join("config.json"), std::io::ErrorKind::NotFound.into()))?;
+pub(crate) fn describe(folder: &Path) -> Result<Description, FormatError> {
+    let config = Fields::required(folder, "config.json")?;
     let model = Model::of(&config)?;
     refuse_variants(&config, model)?;
     let mut translation = Translation {
@@ -119,7 +120,7 @@ pub(crate) fn describe(folder: &Path) -> Result<Description, LoadError> {
     };
     translation.shape(&config, model)?;
     translation.windows(&config, model)?;
-    let rope = hf_rope::translate(&config, model)?;
+    let rope = rope::translate(&config, model)?;
     for (key, value) in rope.metadata {
         translation.set(key, value);
     }
@@ -130,9 +131,13 @@ pub(crate) fn describe(folder: &Path) -> Result<Description, LoadError> {
         metadata: translation.metadata,
         tensors: rope.tensors,
         model,
-        // Hugging Face's classes leave a field out where it has its default.
-        tied: config.flag("tie_word_embeddings")?.unwrap_or(model == Model::Gemma3),
+        tied: is_tied(&config, model)?,
     })
+}
+
+/// Whether the embeddings give the logits, too. Hugging Face's classes leave a field out where it has its default.
+pub(crate) fn is_tied(config: &Fields, model: Model) -> Result<bool, FormatError> {
+    Ok(config.flag("tie_word_embeddings")?.unwrap_or(model == Model::Gemma3))
 }
 
 /// Metadata as it grows.
@@ -146,7 +151,7 @@ impl Translation {
         self.metadata.insert(format!("{}.{key}", self.architecture), value);
     }
 
-    fn shape(&mut self, config: &Fields, model: Model) -> Result<(), LoadError> {
+    fn shape(&mut self, config: &Fields, model: Model) -> Result<(), FormatError> {
         let name = config.text("_name_or_path")?.and_then(|name| name.rsplit('/').next());
         let general = [
             ("general.architecture", Some(self.architecture)),
@@ -181,7 +186,7 @@ impl Translation {
     }
 
     /// Which layers see how far back.
-    fn windows(&mut self, config: &Fields, model: Model) -> Result<(), LoadError> {
+    fn windows(&mut self, config: &Fields, model: Model) -> Result<(), FormatError> {
         let layers = config.required_count("num_hidden_layers")?;
         let window = config.count("sliding_window")?;
         let pattern = match model {
@@ -208,13 +213,13 @@ impl Translation {
             self.set("attention.sliding_window", integer(window));
             if let Some(pattern) = pattern {
                 let pattern = pattern.into_iter().map(Value::Flag).collect();
-                self.set("attention.sliding_window_pattern", Value::Array(Array::Values(pattern)));
+                self.set("attention.sliding_window_pattern", Value::Array(Array::of(pattern)));
             }
         }
         Ok(())
     }
 
-    fn gemma(&mut self, config: &Fields) -> Result<(), LoadError> {
+    fn gemma(&mut self, config: &Fields) -> Result<(), FormatError> {
         let scalar = config.required_number("query_pre_attn_scalar")?;
         self.set("attention.scale", Value::Float(scalar.powf(-0.5)));
         if let Some(cap) = config.number("final_logit_softcapping")? {
@@ -228,7 +233,7 @@ impl Translation {
 const GEMMA_PATTERN: usize = 6;
 
 /// Elements per head.
-pub(crate) fn head_dim(config: &Fields, model: Model) -> Result<usize, LoadError> {
+pub(crate) fn head_dim(config: &Fields, model: Model) -> Result<usize, FormatError> {
     if let Some(dim) = config.count("head_dim")? {
         return Ok(dim);
     }
@@ -240,7 +245,7 @@ pub(crate) fn head_dim(config: &Fields, model: Model) -> Result<usize, LoadError
 }
 
 /// For each layer whether it has a window, where the file says it layer by layer.
-fn layer_types(config: &Fields, layers: usize) -> Result<Option<Vec<bool>>, LoadError> {
+fn layer_types(config: &Fields, layers: usize) -> Result<Option<Vec<bool>>, FormatError> {
     let Some(types) = config.get("layer_types") else {
         return Ok(None);
     };
@@ -249,7 +254,7 @@ fn layer_types(config: &Fields, layers: usize) -> Result<Option<Vec<bool>>, Load
     let has_window = |name: &Json| match name.as_str() {
         Some("full_attention") => Ok(false),
         Some("sliding_attention") => Ok(true),
-        _ => Err(LoadError::Unsupported(format!(
+        _ => Err(FormatError::Unsupported(format!(
             "layers of type {name} are not supported; full_attention and sliding_attention are"
         ))),
     };
@@ -257,8 +262,8 @@ fn layer_types(config: &Fields, layers: usize) -> Result<Option<Vec<bool>>, Load
 }
 
 /// Refuses what would change the results and is not implemented.
-fn refuse_variants(config: &Fields, model: Model) -> Result<(), LoadError> {
-    let refuse = |what: String| Err(LoadError::Unsupported(format!("{what} are not supported")));
+fn refuse_variants(config: &Fields, model: Model) -> Result<(), FormatError> {
+    let refuse = |what: String| Err(FormatError::Unsupported(format!("{what} are not supported")));
     for key in ["quantization_config", "compression_config"] {
         if let Some(quantization) = config.get(key) {
             let method = quantization["quant_method"].as_str().unwrap_or("unknown");
@@ -290,130 +295,6 @@ fn refuse_variants(config: &Fields, model: Model) -> Result<(), LoadError> {
         ));
     }
     Ok(())
-}
-
-/// A JSON object of the repository and what it is called in error messages.
-#[derive(Debug, Clone)]
-pub(crate) struct Fields {
-    name: String,
-    map: Map<String, Json>,
-}
-
-impl Fields {
-    /// `None` where the file is missing.
-    pub(crate) fn read(folder: &Path, file_name: &str) -> Result<Option<Self>, LoadError> {
-        let Some(text) = read_text(&folder.join(file_name))? else {
-            return Ok(None);
-        };
-        match serde_json::from_str(&text) {
-            Ok(Json::Object(map)) => Ok(Some(Self {
-                name: file_name.to_owned(),
-                map,
-            })),
-            Ok(_) => Err(LoadError::Damaged(format!("{file_name} is no JSON object"))),
-            Err(error) => Err(LoadError::Damaged(format!("{file_name} is no JSON: {error}"))),
-        }
-    }
-
-    /// No fields at all.
-    pub(crate) fn empty(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            map: Map::new(),
-        }
-    }
-
-    /// The field's value; a null counts as missing.
-    pub(crate) fn get(&self, key: &str) -> Option<&Json> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, LoadError> {
-        self.field(key, "an object", |value| {
-            Some(Self {
-                name: format!("{}: {key}", self.name),
-                map: value.as_object()?.clone(),
-            })
-        })
-    }
-
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
-        self.field(key, "a string", Json::as_str)
-    }
-
-    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
-        self.field(key, "true or false", Json::as_bool)
-    }
-
-    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        self.field(key, "a count", |value| usize::try_from(value.as_u64()?).ok())
-    }
-
-    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        self.field(key, "a number", Json::as_f64)
-    }
-
-    pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, LoadError> {
-        self.field(key, "a list of numbers", |value| {
-            value.as_array()?.iter().map(Json::as_f64).collect()
-        })
-    }
-
-    pub(crate) fn required_count(&self, key: &str) -> Result<usize, LoadError> {
-        match self.count(key)? {
-            Some(0) => Err(self.wrong(key, "positive")),
-            count => count.ok_or_else(|| self.lacks(key)),
-        }
-    }
-
-    pub(crate) fn required_number(&self, key: &str) -> Result<f64, LoadError> {
-        match self.number(key)? {
-            Some(number) if number > 0.0 => Ok(number),
-            Some(_) => Err(self.wrong(key, "positive")),
-            None => Err(self.lacks(key)),
-        }
-    }
-
-    pub(crate) fn lacks(&self, key: &str) -> LoadError {
-        LoadError::Damaged(format!("{} lacks {key}", self.name))
-    }
-
-    pub(crate) fn wrong(&self, key: &str, expected: &str) -> LoadError {
-        LoadError::Damaged(format!("{}: {key} is not {expected}", self.name))
-    }
-
-    fn field<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &str,
-        convert: impl FnOnce(&'a Json) -> Option<T>,
-    ) -> Result<Option<T>, LoadError> {
-        let value = self.get(key);
-        value
-            .map(|value| convert(value).ok_or_else(|| self.wrong(key, expected)))
-            .transpose()
-    }
-}
-
-/// A text file of the repository; `None` where it is missing.
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>, LoadError> {
-    let size = match std::fs::metadata(path) {
-        Ok(data) => data.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(path, error)),
-    };
-    if size > MAX_JSON_BYTES {
-        return Err(unreadable(path, std::io::ErrorKind::FileTooLarge.into()));
-    }
-    let text = std::fs::read_to_string(path);
-    text.map(Some).map_err(|error| unreadable(path, error))
-}
-
-fn unreadable(path: &Path, source: std::io::Error) -> LoadError {
-    LoadError::Unreadable {
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// A count as metadata has it.
