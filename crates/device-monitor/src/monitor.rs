@@ -1,4 +1,4 @@
-//! The monitor: two polling threads, so that a GPU driver that hangs does not hide the processes, and their snapshots.
+//! The monitor: a polling thread for each source, so that a GPU driver that hangs hides nothing else, and their snapshots.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::poller::Poller;
-use crate::{Error, GpuReading, Gpus, LocalSystem, Nvml, Snapshot, System, SystemReading};
+use crate::snapshot::DriverState;
+use crate::{Drm, Error, GpuReading, Gpus, LocalSystem, Nvml, Snapshot, System, SystemReading};
 
 /// How to poll.
 #[derive(Debug, Clone, Copy)]
@@ -31,16 +32,48 @@ impl Default for Options {
 pub struct Host {
     /// CPU, main memory and processes.
     pub system: Box<dyn System>,
-    /// GPUs.
-    pub gpus: Box<dyn Gpus>,
+    /// GPUs, each source with its own kinds of them.
+    pub gpus: Vec<Box<dyn Gpus>>,
+}
+
+/// Where the system that this program runs on shows itself.
+#[derive(Debug, Clone)]
+pub struct LocalOptions {
+    /// Replaces the system's `libnvidia-ml.so.1`.
+    pub nvml_library: Option<PathBuf>,
+    /// Pause between two tries to load an NVIDIA driver that is not there. One that was there is missed sooner.
+    pub nvml_retry: Duration,
+    /// The system's devices.
+    pub sysfs_root: PathBuf,
+    /// The control groups.
+    pub cgroup_root: PathBuf,
+    /// The processes.
+    pub proc_root: PathBuf,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self {
+            nvml_library: None,
+            nvml_retry: Duration::from_secs(30),
+            sysfs_root: "/sys".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            proc_root: "/proc".into(),
+        }
+    }
 }
 
 impl Host {
-    /// The host that this program runs on; `nvml_library` replaces the system's `libnvidia-ml.so.1`.
-    pub fn local(nvml_library: Option<PathBuf>) -> Result<Self, Error> {
+    /// The host that this program runs on.
+    pub fn local(options: &LocalOptions) -> Result<Self, Error> {
         Ok(Self {
-            system: Box::new(LocalSystem::new()?),
-            gpus: Box::new(Nvml::new(nvml_library)),
+            system: Box::new(LocalSystem::new(options)?),
+            gpus: vec![
+                Box::new(Nvml::new(options)),
+                Box::new(Drm::new(options)),
+                #[cfg(target_os = "macos")]
+                Box::new(crate::Apple::new()),
+            ],
         })
     }
 }
@@ -49,29 +82,45 @@ impl Host {
 #[derive(Debug, Clone)]
 pub struct Monitor {
     system: Arc<Poller<SystemReading>>,
-    gpus: Arc<Poller<GpuReading>>,
+    gpus: Arc<[Driver]>,
     pids: Arc<ArcSwap<Vec<u32>>>,
     options: Options,
     started: Instant,
+}
+
+/// One source of GPUs.
+#[derive(Debug)]
+struct Driver {
+    name: &'static str,
+    poller: Poller<GpuReading>,
 }
 
 impl Monitor {
     /// Starts polling. Blocks until each source has answered once, at most the deadline.
     pub fn start(host: Host, options: Options) -> Result<Self, Error> {
         let started = Instant::now();
-        let Host { mut system, mut gpus } = host;
+        let Host { mut system, gpus } = host;
         let pids: Arc<ArcSwap<Vec<u32>>> = Arc::default();
         let watched = Arc::clone(&pids);
         let thread = |what| move |source| Error::Thread { what, source };
         let system = Poller::start("monitor-system", options.interval, move || system.read(&watched.load()))
             .map_err(thread("processes and memory"))?;
-        let gpus = Poller::start("monitor-gpus", options.interval, move || gpus.read()).map_err(thread("GPUs"))?;
+        let gpus = gpus.into_iter().map(|mut source| {
+            let name = source.driver();
+            let poller = Poller::start("monitor-gpus", options.interval, move || source.read());
+            Ok(Driver {
+                name,
+                poller: poller.map_err(thread(name))?,
+            })
+        });
+        let gpus: Arc<[Driver]> = gpus.collect::<Result<_, Error>>()?;
         let deadline = started + options.deadline;
-        system.wait_first(deadline.saturating_duration_since(Instant::now()));
-        gpus.wait_first(deadline.saturating_duration_since(Instant::now()));
+        let left = || deadline.saturating_duration_since(Instant::now());
+        system.wait_first(left());
+        gpus.iter().for_each(|driver| driver.poller.wait_first(left()));
         Ok(Self {
             system: Arc::new(system),
-            gpus: Arc::new(gpus),
+            gpus,
             pids,
             options,
             started,
@@ -88,7 +137,14 @@ impl Monitor {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             system: self.system.latest(),
-            gpus: self.gpus.latest(),
+            gpus: self
+                .gpus
+                .iter()
+                .map(|driver| DriverState {
+                    driver: driver.name,
+                    reading: driver.poller.latest(),
+                })
+                .collect(),
             limit: self.options.interval + self.options.deadline,
             started: self.started,
             taken: Instant::now(),
@@ -98,7 +154,10 @@ impl Monitor {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::mpsc;
+
+    use hive_contract::DeviceKind;
 
     use super::*;
     use crate::Gpu;
@@ -106,6 +165,10 @@ mod tests {
     struct Scripted(mpsc::Receiver<GpuReading>);
 
     impl Gpus for Scripted {
+        fn driver(&self) -> &'static str {
+            "scripted driver"
+        }
+
         fn read(&mut self) -> GpuReading {
             self.0.recv().unwrap_or_else(|_| GpuReading::Failed {
                 reason: "end of the script".into(),
@@ -127,11 +190,11 @@ mod tests {
     fn monitor(interval: Duration) -> (Monitor, mpsc::Sender<GpuReading>, mpsc::Receiver<Vec<u32>>) {
         let (readings, script) = mpsc::channel();
         let (asked, asks) = mpsc::channel();
-        let first = Gpu::default();
+        let first = Gpu::new(DeviceKind::Cuda, 0);
         readings.send(GpuReading::Present(vec![first])).unwrap();
         let host = Host {
             system: Box::new(Echo(asked)),
-            gpus: Box::new(Scripted(script)),
+            gpus: vec![Box::new(Scripted(script))],
         };
         let options = Options {
             interval,
@@ -167,11 +230,16 @@ mod tests {
 
     #[test]
     fn this_host_can_be_read_without_any_gpu() {
-        let host = Host::local(Some("/nowhere/libnvidia-ml.so.1".into())).unwrap();
+        let host = Host::local(&LocalOptions {
+            nvml_library: Some("/nowhere/libnvidia-ml.so.1".into()),
+            sysfs_root: "/nowhere".into(),
+            ..LocalOptions::default()
+        });
+        let host = host.unwrap();
         let monitor = Monitor::start(host, Options::default()).unwrap();
         let snapshot = monitor.snapshot();
         assert_eq!(snapshot.devices().len(), 1);
-        assert!(snapshot.monitor(Duration::ZERO).ram_total_mb > 0);
+        assert!(snapshot.monitor(Duration::ZERO, &BTreeSet::new()).ram_total_mb > 0);
         assert_eq!(snapshot.problem(), None);
     }
 }
