@@ -7,7 +7,7 @@ use std::time::Instant;
 use heartbeat_registry::{
     Error, Lease, Liveness, Member, Members, Outcome, Receipt, Recorded, Registry, RegistryOptions, Report,
 };
-use hive_contract::{HiveHeartbeat, ProcessState, ProcessStats, WorkerExit};
+use hive_contract::{HiveHeartbeat, ModelHolder, ModelHolders, ProcessState, ProcessStats, WorkerExit};
 use scheduler::{Candidate, Refusal, Standing, Suspects};
 use shared_contract::{HeartbeatItem, HiveId, ModelId, WorkerId};
 use worker_contract::WorkerHeartbeat;
@@ -191,6 +191,28 @@ impl HiveRegistry {
             }
         }
         Ok((recorded, left))
+    }
+
+    /// The hives that are there and have whole files of the model of this reference.
+    pub(crate) fn holders(&self, reference: &str, now: Instant) -> ModelHolders {
+        let has_it = |hive: &HiveHeartbeat| {
+            let models = hive.capabilities.iter().flat_map(|capabilities| &capabilities.models);
+            models
+                .into_iter()
+                .any(|model| model.reference == reference && model.problem.is_none())
+        };
+        let mut holders: Vec<ModelHolder> = self
+            .0
+            .list_online(now)
+            .iter()
+            .filter(|view| has_it(view.item()))
+            .map(|view| ModelHolder {
+                hive_id: view.item().hive.id.clone(),
+                base_url: view.address().base_url().to_owned(),
+            })
+            .collect();
+        holders.sort_by(|a, b| a.hive_id.cmp(&b.hive_id));
+        ModelHolders { holders }
     }
 
     /// Whether a hive that beats runs a worker for this model, or is about to: its first heartbeat is to be expected.

@@ -75,10 +75,14 @@ impl Host {
         monitor.devices.iter().find(|device| device.id == id)
     }
 
-    /// Memory of a device that nobody uses. `process` is one that runs on it: it knows the device's size where the hive
-    /// cannot tell its load, and then at least its own share is subtracted.
+    /// Memory of a device that a new worker can get, as the hive says it; where it does not, what nobody uses. `process` is
+    /// one that runs on it: it knows the device's size where the hive cannot tell its load, and then at least its own share
+    /// is subtracted.
     fn vram_free_mb(&self, device: Option<&str>, process: Option<&ProcessStats>) -> Option<u64> {
         let load = device.and_then(|id| self.device(id));
+        if let Some(free) = load.and_then(|load| load.vram_free_mb) {
+            return Some(free);
+        }
         let total = load.and_then(|load| load.vram_total_mb);
         let used = load.and_then(|load| load.vram_used_mb);
         let total = total.or(process.and_then(|process| process.total_vram_mb))?;

@@ -3,6 +3,7 @@
 mod fleet;
 mod health;
 mod heartbeats;
+mod holders;
 mod openai;
 mod stream;
 mod workers;
@@ -37,6 +38,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/v1/heartbeats/stream", get(stream::heartbeats))
         .route("/v1/fleet", get(fleet::fleet))
         .route("/v1/workers", get(workers::workers))
+        .route("/v1/model-holders", get(holders::holders))
         .layer(DefaultBodyLimit::max(MAX_HEARTBEAT_BYTES))
         .route_layer(from_fn_with_state(fleet_guard, auth::require));
     let openai = Router::new()

@@ -3,7 +3,7 @@
 use queen_rbee::Config;
 use serde_json::{Value, json};
 
-use crate::support::{Queen, Reader, Worker, chat, chat_stream, with, within};
+use crate::support::{Queen, Reader, Worker, chat, chat_stream, hive_beat, with, within};
 
 #[tokio::test]
 async fn a_model_that_there_is_not_gets_a_404_that_lists_those_there_are() {
@@ -32,6 +32,45 @@ async fn a_model_that_there_is_not_gets_a_404_that_lists_those_there_are() {
             .await,
         3.0
     );
+}
+
+#[tokio::test]
+async fn hives_from_which_a_model_can_be_copied_are_those_there_with_whole_files() {
+    let queen = Queen::start(Config::default()).await;
+    let host = Worker::start().await;
+    let beat = |id: &str, model: Value| {
+        let beat = with(hive_beat(id), "/hive/port", host.address.port());
+        with(
+            beat,
+            "/capabilities",
+            json!({"devices": [], "models": [model], "engines": []}),
+        )
+    };
+    let model = json!({"id": "m", "reference": "hf:org/m/m.gguf", "size_bytes": 1});
+    queen.hive_beat(&beat("b-has-it", model.clone())).await;
+    queen.hive_beat(&beat("a-has-it", model.clone())).await;
+    queen
+        .hive_beat(&beat("damaged", with(model.clone(), "/problem", "m.gguf is cut short")))
+        .await;
+    queen
+        .hive_beat(&beat("other", with(model, "/reference", "hf:org/m@v2/m.gguf")))
+        .await;
+    let ask = async |query: &str| {
+        let answer = queen.get(&format!("/v1/model-holders{query}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, found) = ask("?reference=hf:org/m/m.gguf").await;
+    assert_eq!(status, 200);
+    let base_url = format!("http://{}", host.address);
+    assert_eq!(
+        found,
+        json!({"holders": [
+            {"hive_id": "a-has-it", "base_url": base_url},
+            {"hive_id": "b-has-it", "base_url": base_url},
+        ]})
+    );
+    assert_eq!(ask("?reference=nothing").await.1, json!({"holders": []}));
+    assert_eq!(ask("").await.0, 400);
 }
 
 #[tokio::test]
