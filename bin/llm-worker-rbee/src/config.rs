@@ -17,10 +17,26 @@ use shared_contract::{HiveId, ModelId, WorkerId};
 
 /// Most sequences that a worker decodes together.
 const MAX_SLOTS: usize = 256;
+/// Longest name of a device.
+const MAX_DEVICE_NAME_BYTES: usize = 64;
+
+/// The version, and the devices that this build can use: a hive reads it.
+fn version() -> String {
+    let mut devices = vec!["cpu".to_owned()];
+    if cfg!(feature = "cuda") {
+        // GGUF kernels are compiled for one compute capability, which candle's build takes from this variable.
+        let capability = option_env!("CUDA_COMPUTE_CAP").map(|sm| format!(" sm_{sm}"));
+        devices.push(format!("cuda{}", capability.unwrap_or_default()));
+    }
+    if cfg!(feature = "metal") {
+        devices.push("metal".to_owned());
+    }
+    format!("{} ({})", env!("CARGO_PKG_VERSION"), devices.join(", "))
+}
 
 /// Serves one model on one device, and tells the queen about it.
 #[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[command(version = version())]
 pub struct Args {
     /// Settings that all daemons have.
     #[command(flatten)]
@@ -35,6 +51,10 @@ pub struct Args {
     /// Device to run on: cpu, cuda:N or metal:N; the last two need a build with that cargo feature
     #[arg(long, env = "RBEE_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    /// How heartbeats name the device [default: that of --device]; a hive that lets a worker see one GPU only gives the
+    /// name that this GPU has on the host
+    #[arg(long, env = "RBEE_DEVICE_NAME", value_name = "NAME")]
+    pub device_name: Option<String>,
     /// Folder of the model files [default: $XDG_CACHE_HOME/rbee/models or ~/.cache/rbee/models]
     #[arg(long, env = "RBEE_MODELS", value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
@@ -126,6 +146,8 @@ pub struct Config {
     pub model_id: ModelId,
     /// What to run it on; this build supports it.
     pub device: DeviceSpec,
+    /// How heartbeats name that device.
+    pub device_name: String,
     /// Where the model files are.
     pub models_dir: PathBuf,
     /// The operator's own chat template: its text.
@@ -165,6 +187,12 @@ impl TryFrom<Args> for Config {
         };
         let device = mistakes.keep("--device", args.device.parse::<DeviceSpec>());
         let device = device.filter(|device| mistakes.keep("--device", device.check_build()).is_some());
+        let device_name = args.device_name.unwrap_or_else(|| args.device.clone());
+        let sensible = !device_name.is_empty() && device_name.len() <= MAX_DEVICE_NAME_BYTES;
+        if !sensible || !device_name.chars().all(|c| c.is_ascii_graphic()) {
+            let limit = format_args!("1 to {MAX_DEVICE_NAME_BYTES} visible ASCII characters");
+            mistakes.add("--device-name", limit);
+        }
         let models_dir = match args.models_dir {
             Some(dir) => Some(dir),
             None => mistakes.keep("--models-dir", model_store::default_root()),
@@ -195,6 +223,7 @@ impl TryFrom<Args> for Config {
                     model,
                     model_id,
                     device,
+                    device_name,
                     models_dir,
                     chat_template,
                     context_length: args.context_length.map(NonZeroUsize::get),
@@ -304,6 +333,21 @@ mod tests {
         ] {
             assert!(mistakes.contains(flag), "{flag} is not in:\n{mistakes}");
         }
+    }
+
+    #[test]
+    fn a_device_may_have_another_name_in_the_fleet() {
+        assert_eq!(configure(&[]).unwrap().device_name, "cpu");
+        assert_eq!(configure(&["--device-name", "cuda:3"]).unwrap().device_name, "cuda:3");
+        for wrong in ["", "two words"] {
+            assert!(mistakes(&["--device-name", wrong]).contains("--device-name"), "{wrong}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn the_version_names_the_devices_of_the_build() {
+        assert!(version().ends_with(" (cpu)"), "{}", version());
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -10,13 +10,13 @@
 //! one request, `http/stream.rs` frames them.
 //! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it when it changes, `heartbeat-client` knows to whom.
 
+mod activity;
 mod answers;
 mod config;
 mod generation;
 mod heartbeat;
 mod http;
 mod language;
-mod memory;
 mod metrics;
 mod model;
 mod state;
@@ -37,6 +37,7 @@ use chrono::Utc;
 use daemon::{ServeOptions, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 pub use config::{Args, Config};
 pub use http::{Health, MAX_BODY_BYTES};
@@ -121,7 +122,7 @@ where
     F: Future<Output = Result<Loaded, RunError>>,
 {
     let port = listener.local_addr().map_err(RunError::Listener)?.port();
-    let state = Arc::new(State::new(identity(&config, port), shutdown.clone()));
+    let state = Arc::new(State::new(identity(&config, port), config.grace, shutdown.clone()));
     let queens = heartbeat::start(&config, daemon::client::new()?, &state)?;
     tracing::info!(worker = %config.worker_id, model = %config.model_id, device = %config.device, "starting");
 
@@ -139,13 +140,12 @@ where
         async move { daemon::serve::serve(listener, router, &closing, options).await }
     });
 
-    let grace = config.grace;
     let result = tokio::select! {
         () = shutdown.requested() => Ok(()),
         error = work(config, &state, load) => Err(error),
     };
     let is_drained = match &result {
-        Ok(()) => drain(&state, grace, &shutdown).await,
+        Ok(()) => drain(&state, &shutdown).await,
         Err(error) => {
             state.fail(&format!("failed to {error}"));
             true
@@ -170,7 +170,7 @@ fn identity(config: &Config, port: u16) -> Identity {
     Identity {
         worker_id: config.worker_id.clone(),
         model_id: config.model_id.clone(),
-        device: config.device.to_string(),
+        device: config.device_name.clone(),
         port,
         advertise_host: config.advertise_host.clone(),
         hive_id: config.hive_id.clone(),
@@ -194,6 +194,8 @@ where
         Err(error) => return error,
     };
     let hidden_size = loaded.model.hidden_size();
+    // Held for as long as the worker serves.
+    let _hold = loaded.hold;
     let engine = match Engine::start(loaded.model, options) {
         Ok(engine) => engine,
         Err(error) => return RunError::EngineStart(error),
@@ -230,18 +232,30 @@ where
 }
 
 /// Lets running requests end, within the grace period; whether all of them did.
-async fn drain(state: &State, grace: Duration, shutdown: &Shutdown) -> bool {
+async fn drain(state: &State, shutdown: &Shutdown) -> bool {
+    let began = Instant::now();
     state.drain();
+    let mut grace = state.grace.subscribe();
     let mut is_drained = true;
     if let Some(served) = state.served() {
         let running = served.engine.load().running;
-        tracing::info!(running, grace_s = grace.as_secs(), "draining");
-        tokio::select! {
-            () = served.engine.stopped() => {}
-            () = shutdown.forced() => is_drained = false,
-            () = tokio::time::sleep(grace) => {
-                is_drained = false;
-                tracing::warn!(running = served.engine.load().running, "grace period is over, cutting what still runs");
+        tracing::info!(running, grace_s = grace.borrow().as_secs(), "draining");
+        loop {
+            let limit = began + *grace.borrow_and_update();
+            tokio::select! {
+                () = served.engine.stopped() => break,
+                () = shutdown.forced() => {
+                    is_drained = false;
+                    break;
+                }
+                () = tokio::time::sleep_until(limit) => {
+                    is_drained = false;
+                    let running = served.engine.load().running;
+                    tracing::warn!(running, "grace period is over, cutting what still runs");
+                    break;
+                }
+                // The state holds the other end, so that there is always a next period.
+                _ = grace.changed() => {}
             }
         }
     }

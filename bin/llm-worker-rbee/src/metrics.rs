@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::activity::Activity;
 use crate::state::Memory;
 
 /// Limits of the histograms' buckets in seconds.
@@ -29,6 +30,7 @@ pub(crate) struct Metrics {
     first_token_seconds: Histogram,
     inter_token_seconds: Histogram,
     engine: Arc<OnceLock<Watched>>,
+    activity: Activity,
 }
 
 /// An engine, and what had been done and taken when it became ready.
@@ -121,6 +123,7 @@ impl Metrics {
             first_token_seconds,
             inter_token_seconds,
             engine,
+            activity: Activity::new(Instant::now()),
         }
     }
 
@@ -137,12 +140,18 @@ impl Metrics {
 
     /// Counts a request that has just come.
     pub(crate) fn begin(&self, endpoint: Endpoint) -> Ticket {
+        self.activity.begin();
         Ticket {
             metrics: self.clone(),
             endpoint,
             outcome: Outcome::Refused,
             since: Instant::now(),
         }
+    }
+
+    /// Whether requests are being answered.
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// The text that Prometheus reads.
@@ -189,6 +198,7 @@ impl Drop for Ticket {
             outcome: self.outcome,
         };
         self.metrics.requests.get_or_create(&labels).inc();
+        self.metrics.activity.end(Instant::now());
     }
 }
 

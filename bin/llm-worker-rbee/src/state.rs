@@ -1,6 +1,7 @@
 //! What the worker is and does, for everybody who asks: handlers, heartbeats, metrics.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use batch_engine::{EngineHandle, Load, Pooling};
 use daemon::Shutdown;
@@ -97,12 +98,14 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     /// Asked to end by `POST /v1/drain`, as by a signal.
     pub(crate) shutdown: Shutdown,
+    /// How long running requests may take once it is asked to end.
+    pub(crate) grace: watch::Sender<Duration>,
     phase: watch::Sender<Phase>,
     served: OnceLock<Arc<Served>>,
 }
 
 impl State {
-    pub(crate) fn new(identity: Identity, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(identity: Identity, grace: Duration, shutdown: Shutdown) -> Self {
         let step = Step {
             name: "resolve",
             progress: None,
@@ -111,6 +114,7 @@ impl State {
             identity,
             metrics: Metrics::new(),
             shutdown,
+            grace: watch::Sender::new(grace),
             phase: watch::Sender::new(Phase::Starting(step)),
             served: OnceLock::new(),
         }
@@ -138,6 +142,7 @@ impl State {
     pub(crate) fn serve(&self, served: Served) {
         let served = self.served.get_or_init(|| Arc::new(served));
         self.metrics.watch_engine(served.engine.clone(), served.memory);
+        self.metrics.activity().reset(Instant::now());
         self.change(|phase| matches!(phase, Phase::Starting(_)).then_some(Phase::Serving));
     }
 

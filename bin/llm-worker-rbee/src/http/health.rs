@@ -1,5 +1,7 @@
 //! `GET /health` and `GET /metrics`: for everybody, always.
 
+use std::time::Instant;
+
 use axum::extract::State as FromState;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -35,6 +37,10 @@ pub struct Health {
     pub model_id: ModelId,
     /// Its name.
     pub worker_id: WorkerId,
+    /// Milliseconds since the last request ended, or since it was ready; `None` while requests are answered or it is not
+    /// ready.
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
     /// What is wrong between the worker and its queens, and what to do.
     #[serde(default)]
     pub queen_problem: Option<String>,
@@ -53,6 +59,8 @@ fn of(state: &State, queen_problem: Option<String>) -> Health {
         .served()
         .is_some_and(|served| served.is_busy(&served.engine.load()));
     let detail = heartbeat::detail(&phase).unwrap_or_default();
+    let idle = state.metrics.activity().idle(Instant::now());
+    let idle = idle.filter(|_| phase == Phase::Serving);
     let reason = match &phase {
         Phase::Starting(step) => Some(format!("the model is being loaded (step `{}`)", step.name)),
         Phase::Serving => None,
@@ -69,6 +77,7 @@ fn of(state: &State, queen_problem: Option<String>) -> Health {
         progress: detail.progress,
         model_id: state.identity.model_id.clone(),
         worker_id: state.identity.worker_id.clone(),
+        idle_ms: idle.map(|idle| u64::try_from(idle.as_millis()).unwrap_or(u64::MAX)),
         queen_problem,
         memory: state.served().map(|served| served.memory),
     }

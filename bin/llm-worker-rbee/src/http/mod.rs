@@ -13,8 +13,10 @@ mod stream;
 mod structured;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRef, State as FromState};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
@@ -24,6 +26,7 @@ use heartbeat_client::Queens;
 use openai_api::InvalidRequest;
 use serde::Serialize;
 use shared_contract::ErrorKind;
+use worker_contract::{DrainRequest, MAX_GRACE_S};
 
 use crate::state::{Phase, Served, State};
 
@@ -85,9 +88,21 @@ struct Draining {
 }
 
 /// Begins to drain, as a signal does, and answers at once.
-async fn drain(FromState(state): Shared) -> (StatusCode, Json<Draining>) {
+async fn drain(FromState(state): Shared, body: Bytes) -> Result<(StatusCode, Json<Draining>), ApiError> {
+    let request: DrainRequest = if body.is_empty() {
+        DrainRequest::default()
+    } else {
+        daemon::extract::from_slice(&body)?
+    };
+    if let Some(grace_s) = request.grace_s {
+        if grace_s > MAX_GRACE_S {
+            let message = format!("grace_s: at most {MAX_GRACE_S}, got {grace_s}");
+            return Err(ApiError::invalid("grace_s", message));
+        }
+        state.grace.send_replace(Duration::from_secs(grace_s));
+    }
     state.shutdown.request();
-    (StatusCode::ACCEPTED, Json(Draining { status: "draining" }))
+    Ok((StatusCode::ACCEPTED, Json(Draining { status: "draining" })))
 }
 
 /// The model, if it can be asked now.

@@ -331,6 +331,44 @@ async fn a_drain_cuts_what_still_runs_after_the_grace_period() {
 }
 
 #[tokio::test]
+async fn a_drain_may_ask_for_another_grace_period_also_while_it_is_under_way() {
+    let worker = TestWorker::start(Script::endless("la"), &["--grace-s", "3600"]).await;
+    let mut response = worker.post(CHAT, &chat(true)).await;
+    response.chunk().await.unwrap().unwrap();
+    assert_eq!(worker.post("/v1/drain", &json!({"grace_s": 600})).await.status(), 202);
+    worker.until_health(|health| health["status"] == "draining").await;
+    assert_eq!(worker.post("/v1/drain", &json!({"grace_s": 0})).await.status(), 202);
+    worker.ended().await.unwrap();
+
+    let worker = TestWorker::start(Script::new("Hello"), &[]).await;
+    for (body, param) in [(json!({"grace_s": 604_801}), "grace_s"), (json!({"grace": 1}), "grace")] {
+        let (status, error) = error(worker.post("/v1/drain", &body).await).await;
+        assert_eq!(status, 400, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(param), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_tells_for_how_long_nobody_has_asked_it_anything() {
+    let script = Script::new("Hello");
+    let gate = script.gate.clone();
+    let worker = TestWorker::start(script, &[]).await;
+    worker.until_health(|health| health["idle_ms"].is_u64()).await;
+    gate.close();
+    let running = tokio::spawn(
+        worker
+            .http
+            .post(format!("{}{CHAT}", worker.base))
+            .json(&chat(false))
+            .send(),
+    );
+    worker.until_health(|health| health["idle_ms"].is_null()).await;
+    gate.open();
+    running.await.unwrap().unwrap();
+    worker.until_health(|health| health["idle_ms"].is_u64()).await;
+}
+
+#[tokio::test]
 async fn a_worker_asked_to_end_while_it_loads_ends() {
     let worker = TestWorker::start_with(&[], std::future::pending()).await;
     worker.until_health(|_| true).await;

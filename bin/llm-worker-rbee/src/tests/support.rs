@@ -79,6 +79,7 @@ impl Script {
     pub(super) fn loaded(self) -> Loaded {
         let can_chat = self.can_chat;
         Loaded {
+            hold: None,
             model: Box::new(Scripted {
                 script: self,
                 places: HashMap::new(),
