@@ -71,7 +71,9 @@ fn read(config: &Config, stored: &StoredModel, hold: Hold, state: &State) -> Res
         kv_tokens: config.kv_tokens,
         threads: config.threads,
         memory_limit: match config.device {
-            DeviceSpec::Cpu | DeviceSpec::Metal(_) => device_monitor::available_memory().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            DeviceSpec::Cpu | DeviceSpec::Metal(_) => {
+                device_monitor::available_memory().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+            }
             // It has memory of its own.
             DeviceSpec::Cuda(_) => None,
         },

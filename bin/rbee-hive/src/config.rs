@@ -9,7 +9,9 @@ use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
+use daemon::quantity::{Bytes, Span};
 use heartbeat_client::{MAX_QUEENS, QueenUrl};
+use hive_contract::DeviceKind;
 use shared_contract::HiveId;
 
 /// Program that serves one model; beside the hive's own, or on `PATH`.
@@ -68,6 +70,55 @@ pub struct Args {
     /// NVIDIA's management library, instead of the system's libnvidia-ml.so.1
     #[arg(long, env = "RBEE_NVML_LIBRARY", value_name = "FILE")]
     nvml_library: Option<PathBuf>,
+    #[command(flatten)]
+    sharing: SharingArgs,
+    #[command(flatten)]
+    keeping: KeepingArgs,
+}
+
+/// How the host is shared between its owner and the workers.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Devices and memory")]
+struct SharingArgs {
+    /// Devices that workers may use, for example cuda:0,cuda:1 [default: all]
+    #[arg(long, env = "RBEE_DEVICES", value_delimiter = ',', value_name = "ID")]
+    devices: Vec<String>,
+    /// Memory of each GPU that is left to the machine's owner
+    #[arg(long, env = "RBEE_RESERVE_VRAM", value_name = "SIZE", default_value = "512MiB")]
+    reserve_vram: Bytes,
+    /// Main memory that is left to the machine's owner
+    #[arg(long, env = "RBEE_RESERVE_RAM", value_name = "SIZE", default_value = "1GiB")]
+    reserve_ram: Bytes,
+    /// A process that is not a worker and holds this much of a GPU is the machine's owner at work: no new workers there
+    #[arg(long, env = "RBEE_OWNER_VRAM", value_name = "SIZE", default_value = "1GiB")]
+    owner_vram: Bytes,
+    /// Stop the workers of a GPU while its owner is at work, and bring them back afterwards
+    #[arg(long, env = "RBEE_YIELD_TO_OWNER", value_parser = BoolishValueParser::new())]
+    yield_to_owner: bool,
+    /// Main memory that a worker may take before the system ends it; needs --cgroup
+    #[arg(long, env = "RBEE_WORKER_MEMORY_MAX", value_name = "SIZE", requires = "cgroup")]
+    worker_memory_max: Option<Bytes>,
+}
+
+/// How workers and model files are kept.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Workers and model files")]
+struct KeepingArgs {
+    /// Stop a worker that had no request for this long; 0: never
+    #[arg(long, env = "RBEE_IDLE_UNLOAD", value_name = "DURATION", default_value = "15min")]
+    idle_unload: Span,
+    /// Leave the workers running when the hive ends; the next hive with this state folder takes them over
+    #[arg(long, env = "RBEE_KEEP_WORKERS", value_parser = BoolishValueParser::new())]
+    keep_workers: bool,
+    /// Folder of a cgroup v2 that was delegated to this user: each worker gets a group of its own in it
+    #[arg(long, env = "RBEE_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// TOML file with models that join or replace those of the built-in catalogue
+    #[arg(long, env = "RBEE_CATALOGUE", value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+    /// Most that the model files may take; those not used for longest make room, never one in use [default: no limit]
+    #[arg(long, env = "RBEE_MODEL_CACHE_MAX", value_name = "SIZE")]
+    model_cache_max: Option<Bytes>,
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -107,6 +158,63 @@ pub struct Config {
     pub load_timeout: Duration,
     /// Replaces the system's NVML.
     pub nvml_library: Option<PathBuf>,
+    /// How the devices are shared with the machine's owner.
+    pub sharing: Sharing,
+    /// A worker without requests for this long is stopped; `None`: never.
+    pub idle_unload: Option<Duration>,
+    /// Whether the workers go on when the hive ends.
+    pub keep_workers: bool,
+    /// A group of this host's second cgroup hierarchy in which the hive may make groups.
+    pub cgroup: Option<PathBuf>,
+    /// Extends the catalogue of models.
+    pub catalogue: Option<PathBuf>,
+    /// Most that the model files may take, in bytes.
+    pub model_cache_max: Option<u64>,
+}
+
+/// How the devices are shared with the machine's owner.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sharing {
+    /// Ids of the devices that workers may use; empty: all.
+    pub devices: Vec<String>,
+    /// Bytes of each GPU that are left to the owner.
+    pub reserve_vram: u64,
+    /// Bytes of main memory that are left to the owner.
+    pub reserve_ram: u64,
+    /// Bytes of a GPU by which a foreign process is the owner at work.
+    pub owner_vram: u64,
+    /// Whether workers leave a GPU while its owner is at work.
+    pub yield_to_owner: bool,
+    /// Most main memory of a worker, in bytes; only where there is a `cgroup`.
+    pub worker_memory_max: Option<u64>,
+}
+
+impl Sharing {
+    /// Whether workers may use this device.
+    pub(crate) fn allows(&self, device: &str) -> bool {
+        self.devices.is_empty() || self.devices.iter().any(|allowed| allowed == device)
+    }
+
+    /// Bytes of a device of this kind that are left to the owner.
+    pub(crate) fn reserve(&self, kind: DeviceKind) -> u64 {
+        match kind {
+            DeviceKind::Cpu => self.reserve_ram,
+            _ => self.reserve_vram,
+        }
+    }
+}
+
+impl From<SharingArgs> for Sharing {
+    fn from(args: SharingArgs) -> Self {
+        Self {
+            devices: args.devices,
+            reserve_vram: args.reserve_vram.bytes(),
+            reserve_ram: args.reserve_ram.bytes(),
+            owner_vram: args.owner_vram.bytes(),
+            yield_to_owner: args.yield_to_owner,
+            worker_memory_max: args.worker_memory_max.map(Bytes::bytes),
+        }
+    }
 }
 
 impl TryFrom<Args> for Config {
@@ -143,6 +251,14 @@ impl TryFrom<Args> for Config {
         {
             mistakes.push(format!("--advertise-host: `{host}` is no host name or address"));
         }
+        for device in &args.sharing.devices {
+            if let Err(why) = device.parse::<DeviceKind>() {
+                mistakes.push(format!("--devices: {why}"));
+            }
+        }
+        if args.sharing.owner_vram.bytes() == 0 {
+            mistakes.push("--owner-vram: every process would be the owner at work: take at least 1MiB".to_owned());
+        }
         let state_dir = args.state_dir.or_else(default_state_dir);
         if state_dir.is_none() {
             mistakes.push("choose a folder for the hive's state: set --state-dir, or HOME".to_owned());
@@ -173,6 +289,12 @@ impl TryFrom<Args> for Config {
                 grace: Duration::from_secs(args.grace_s),
                 load_timeout: Duration::from_secs(args.load_timeout_s),
                 nvml_library: args.nvml_library,
+                sharing: args.sharing.into(),
+                idle_unload: Some(args.keeping.idle_unload.duration()).filter(|limit| !limit.is_zero()),
+                keep_workers: args.keeping.keep_workers,
+                cgroup: args.keeping.cgroup,
+                catalogue: args.keeping.catalogue,
+                model_cache_max: args.keeping.model_cache_max.map(Bytes::bytes),
             }),
             _ => Err(mistakes),
         }
@@ -268,6 +390,38 @@ mod tests {
                 .mdns
         );
         assert!(!configure(&[]).unwrap().mdns);
+    }
+
+    #[test]
+    fn the_owner_is_left_some_memory_and_workers_end_when_idle_unless_told_otherwise() {
+        let config = configure(&[]).unwrap();
+        assert_eq!(config.sharing.reserve(DeviceKind::Cuda), 512 << 20);
+        assert_eq!(config.sharing.reserve(DeviceKind::Cpu), 1 << 30);
+        assert_eq!(config.sharing.owner_vram, 1 << 30);
+        assert!(!config.sharing.yield_to_owner && !config.keep_workers);
+        assert_eq!(config.idle_unload, Some(Duration::from_secs(900)));
+        assert_eq!(configure(&["--idle-unload", "0"]).unwrap().idle_unload, None);
+    }
+
+    #[test]
+    fn only_the_devices_that_are_named_are_used_and_all_where_none_is() {
+        let some = configure(&["--devices", "cuda:0,cuda:2"]).unwrap().sharing;
+        assert!(some.allows("cuda:2") && !some.allows("cuda:1") && !some.allows("cpu"));
+        assert!(configure(&[]).unwrap().sharing.allows("cuda:1"));
+        let mistakes = configure(&["--devices", "gpu0", "--owner-vram", "0"]).unwrap_err();
+        assert!(
+            mistakes[0].contains("gpu0") && mistakes[1].contains("--owner-vram"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn a_limit_of_memory_needs_a_group_to_put_workers_in() {
+        let args = ["rbee-hive", "--worker-memory-max", "8GiB"];
+        let error = Args::try_parse_from(args).unwrap_err().to_string();
+        assert!(error.contains("--cgroup"), "{error}");
+        let config = configure(&["--worker-memory-max", "8GiB", "--cgroup", "/sys/fs/cgroup/rbee"]).unwrap();
+        assert_eq!(config.sharing.worker_memory_max, Some(8 << 30));
     }
 
     #[test]

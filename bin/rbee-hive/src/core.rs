@@ -1,46 +1,92 @@
 //! What the hive is and has, for everybody who asks: heartbeats, telemetry, jobs, handlers.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use device_monitor::Monitor;
-use hive_contract::{
-    Capabilities, CapabilityChanges, DeviceInfo, EngineInfo, HiveInfo, ModelEntry, ProcessState, ProcessStats,
-    TelemetryEvent,
-};
-use model_store::{ModelStore, StoreError};
-use shared_contract::{HealthStatus, ModelId, OperationalStatus, WorkerId};
+use hive_contract::{Capabilities, CapabilityChanges, EngineInfo, HiveInfo, ModelEntry, ProcessState, TelemetryEvent};
+use model_store::{Hold, ModelStore, StoreError, StoredModel};
+use shared_contract::{HealthStatus, OperationalStatus, WorkerId};
 use tokio::sync::watch;
-use worker_supervisor::{Exit, Kept, Supervisor};
+use worker_supervisor::{Exit, Supervisor};
 
 use crate::changes::{Change, ChangeLog};
+use crate::config::Sharing;
+use crate::facts::FactsCache;
 use crate::heartbeat::Present;
 use crate::identity::Identity;
 use crate::metrics::Counters;
-use crate::workers::adopt;
-
-/// Kind of process that workers are, in process stats.
-const GROUP: &str = "llm-worker";
+use crate::model_files::{self, Listed};
+use crate::owner::{OwnProcesses, Owners};
+use crate::workers::Order;
 
 /// A worker as the hive knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Worker {
-    pub(crate) model: ModelId,
-    pub(crate) device: String,
+    /// What it was started for.
+    pub(crate) order: Arc<Order>,
+    /// Keeps its model's files from being removed.
+    pub(crate) hold: Option<Held>,
     pub(crate) state: ProcessState,
     pub(crate) pid: Option<u32>,
     /// Where it listens, once it said so.
     pub(crate) port: Option<u16>,
     /// What it does until it is ready, for example `load`, and how much of it is done, 0 to 1.
     pub(crate) step: Option<(String, Option<f32>)>,
+    /// The process that an earlier hive had started.
+    pub(crate) adopted_pid: Option<u32>,
+    /// Why the hive itself ends it, where that is not because somebody asked for it.
+    pub(crate) farewell: Option<String>,
     /// How it last ended by itself.
     pub(crate) exit: Option<Exit>,
     /// The same for people, or why it is not started again.
     pub(crate) reason: Option<String>,
     pub(crate) restarts: u32,
-    pub(crate) log: std::path::PathBuf,
+    pub(crate) log: PathBuf,
+}
+
+impl Worker {
+    /// One whose memory is reserved and whose process is still to come.
+    pub(crate) fn new(order: Arc<Order>, hold: Option<Held>) -> Self {
+        Self {
+            order,
+            hold,
+            state: ProcessState::Starting,
+            pid: None,
+            port: None,
+            step: None,
+            adopted_pid: None,
+            farewell: None,
+            exit: None,
+            reason: None,
+            restarts: 0,
+            log: PathBuf::new(),
+        }
+    }
+
+    /// Whether it never had a process: the supervisor, which names the log, does not know it yet.
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.log.as_os_str().is_empty()
+    }
+}
+
+/// A hold on a model's files, shared by the copies of a worker's entry.
+#[derive(Debug, Clone)]
+pub(crate) struct Held(Arc<Hold>);
+
+impl Held {
+    pub(crate) fn new(hold: Hold) -> Self {
+        Self(Arc::new(hold))
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 pub(crate) type Table = BTreeMap<WorkerId, Worker>;
@@ -54,12 +100,16 @@ pub(crate) struct Core {
     pub(crate) store: ModelStore,
     pub(crate) supervisor: Supervisor,
     pub(crate) counters: Counters,
-    engines: Vec<EngineInfo>,
+    pub(crate) facts: FactsCache,
+    pub(crate) sharing: Sharing,
+    pub(crate) engines: Vec<EngineInfo>,
     started: Instant,
     status: watch::Sender<OperationalStatus>,
     workers: watch::Sender<Table>,
     models: Mutex<Models>,
     changes: Mutex<ChangeLog>,
+    own: Mutex<OwnProcesses>,
+    owners: Mutex<Owners>,
     /// Grows with every change that queens should hear of at once.
     news: watch::Sender<u64>,
 }
@@ -81,6 +131,7 @@ pub(crate) struct Parts {
     pub(crate) store: ModelStore,
     pub(crate) supervisor: Supervisor,
     pub(crate) engines: Vec<EngineInfo>,
+    pub(crate) sharing: Sharing,
 }
 
 impl Core {
@@ -93,12 +144,16 @@ impl Core {
             store: parts.store,
             supervisor: parts.supervisor,
             counters: Counters::default(),
+            facts: FactsCache::default(),
+            sharing: parts.sharing,
             engines: parts.engines,
             started: Instant::now(),
             status: watch::Sender::new(OperationalStatus::Starting),
             workers: watch::Sender::default(),
             models: Mutex::default(),
             changes: Mutex::default(),
+            own: Mutex::default(),
+            owners: Mutex::default(),
             news: watch::Sender::new(0),
         }
     }
@@ -141,8 +196,9 @@ impl Core {
         if !is_news && news.is_empty() {
             return;
         }
-        let pids = self.workers.borrow().values().filter_map(|worker| worker.pid).collect();
-        self.monitor.watch(pids);
+        let pids: BTreeSet<u32> = self.workers.borrow().values().filter_map(|worker| worker.pid).collect();
+        self.monitor.watch(pids.iter().copied().collect());
+        self.own_processes().set(pids, tokio::time::Instant::now());
         let mut log = self.change_log();
         news.into_iter().for_each(|change| log.push(change));
         drop(log);
@@ -159,22 +215,19 @@ impl Core {
         (log.since(number), log.head())
     }
 
-    pub(crate) fn devices(&self) -> Vec<DeviceInfo> {
-        self.monitor.snapshot().devices()
-    }
-
     pub(crate) fn models(&self) -> Vec<ModelEntry> {
         self.lock_models().entries.clone()
     }
 
     /// Lists the model files anew, and tells the queens what came and went.
-    pub(crate) async fn refresh_models(&self) -> Result<Vec<ModelEntry>, StoreError> {
+    pub(crate) async fn refresh_models(&self) -> Result<Listed, StoreError> {
         let listing = {
             let mut models = self.lock_models();
             models.next += 1;
             models.next
         };
-        let entries: Vec<ModelEntry> = self.store.list().await?.into_iter().map(entry).collect();
+        let listed = Listed::new(self.store.list().await?, &self.facts).await;
+        let entries = listed.entries();
         let mut models = self.lock_models();
         // Of listings that overlap, the one that began last is the truth.
         if listing > models.listing {
@@ -183,7 +236,12 @@ impl Core {
             drop(models);
             self.log_models(&old, &entries);
         }
-        Ok(entries)
+        Ok(listed)
+    }
+
+    /// A stored model in the contract's words.
+    pub(crate) async fn entry(&self, model: &StoredModel) -> ModelEntry {
+        model_files::entry(model, &self.facts).await
     }
 
     fn log_models(&self, old: &[ModelEntry], new: &[ModelEntry]) {
@@ -215,29 +273,10 @@ impl Core {
         health(&self.workers.borrow(), self.monitor.snapshot().problem())
     }
 
-    /// The worker processes. One that has ended is not shown as one that runs, even before the table has heard of it.
-    pub(crate) fn process_stats(&self) -> Vec<ProcessStats> {
-        let snapshot = self.monitor.snapshot();
-        // First the table, so that what the supervisor says otherwise is newer.
-        let mut table = self.workers.borrow().clone();
-        let kept: BTreeMap<WorkerId, Kept> = self
-            .supervisor
-            .list()
-            .into_iter()
-            .map(|kept| (kept.id.clone(), kept))
-            .collect();
-        table.retain(|id, worker| correct(worker, kept.get(id)));
-        let measured = |(id, worker): (&WorkerId, &Worker)| {
-            let mut stats = stats_of(id, worker);
-            snapshot.measure(&mut stats);
-            stats
-        };
-        table.iter().map(measured).collect()
-    }
-
     /// Everything that a heartbeat can say.
     pub(crate) fn present(&self) -> Present {
         let (health_status, health_reason) = self.health();
+        let (monitor, workers) = self.measure();
         Present {
             info: HiveInfo {
                 id: self.identity.id.clone(),
@@ -249,19 +288,34 @@ impl Core {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 incarnation: self.identity.incarnation,
             },
-            monitor: self.monitor.snapshot().monitor(self.started.elapsed()),
+            monitor,
             capabilities: self.capabilities(),
-            workers: self.process_stats(),
+            workers,
         }
     }
 
     pub(crate) fn telemetry(&self) -> TelemetryEvent {
+        let (monitor, workers) = self.measure();
         TelemetryEvent {
             hive_id: self.identity.id.clone(),
             timestamp: Utc::now(),
-            monitor: self.monitor.snapshot().monitor(self.started.elapsed()),
-            workers: self.process_stats(),
+            monitor,
+            workers,
         }
+    }
+
+    /// Time since the hive started.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Where the machine's owner is at work.
+    pub(crate) fn owners(&self) -> MutexGuard<'_, Owners> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn own_processes(&self) -> MutexGuard<'_, OwnProcesses> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change_log(&self) -> MutexGuard<'_, ChangeLog> {
@@ -281,7 +335,10 @@ fn health(workers: &Table, problem: Option<String>) -> (HealthStatus, Option<Str
             // What its log says is for those who ask the hive.
             let why = worker.reason.as_deref().unwrap_or_default();
             let why = why.split(';').next().unwrap_or_default();
-            format!("worker {id} ({}) failed and is not started again: {why}", worker.model)
+            format!(
+                "worker {id} ({}) failed and is not started again: {why}",
+                worker.order.model
+            )
         });
     let reasons: Vec<String> = failed.chain(problem).collect();
     if reasons.is_empty() {
@@ -298,72 +355,22 @@ fn outline(table: &Table) -> impl Iterator<Item = (&WorkerId, ProcessState, Opti
         .map(|(id, worker)| (id, worker.state, worker.pid, worker.port))
 }
 
-/// A stored model in the contract's words.
-pub(crate) fn entry(model: model_store::StoredModel) -> ModelEntry {
-    ModelEntry {
-        id: model.id,
-        reference: model.reference.to_string(),
-        size_bytes: model.size_bytes,
-        sha256: model.sha256,
-    }
-}
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::workers::tests::order;
 
-/// Makes an entry of the table say what its supervisor says now, if it speaks of a process that has ended. `false` if the
-/// worker is not kept any more.
-fn correct(worker: &mut Worker, kept: Option<&Kept>) -> bool {
-    match (worker.pid, kept) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(pid), Some(kept)) => {
-            if kept.pid != Some(pid) {
-                worker.port = None;
-                worker.state = ProcessState::Starting;
-                adopt(worker, kept.clone());
-            }
-            true
+    /// One on this device, in this state.
+    pub(crate) fn worker(device: &str, state: ProcessState) -> Worker {
+        Worker {
+            state,
+            reason: Some("exit code 3, after 5 failures in a row; its last lines were: secret".into()),
+            ..Worker::new(Arc::new(order(device)), None)
         }
     }
-}
-
-/// What is known of a worker's process before it is measured.
-fn stats_of(id: &WorkerId, worker: &Worker) -> ProcessStats {
-    ProcessStats {
-        pid: worker.pid.unwrap_or_default(),
-        group: GROUP.to_owned(),
-        instance: worker.port.map(|port| port.to_string()).unwrap_or_default(),
-        cpu_pct: 0.0,
-        rss_mb: 0,
-        io_r_mb_s: 0.0,
-        io_w_mb_s: 0.0,
-        uptime_s: 0,
-        gpu_util_pct: None,
-        vram_mb: None,
-        total_vram_mb: None,
-        model: Some(worker.model.clone()),
-        state: worker.state,
-        worker_id: Some(id.clone()),
-        device: Some(worker.device.clone()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     fn table(state: ProcessState) -> Table {
-        let worker = Worker {
-            model: ModelId::new("example").unwrap(),
-            device: "cpu".into(),
-            state,
-            pid: None,
-            port: None,
-            step: None,
-            exit: None,
-            reason: Some("exit code 3, after 5 failures in a row; its last lines were: secret".into()),
-            restarts: 4,
-            log: "/logs/w.log".into(),
-        };
-        Table::from([(WorkerId::new("w").unwrap(), worker)])
+        Table::from([(WorkerId::new("w").unwrap(), worker("cpu", state))])
     }
 
     #[test]
@@ -383,42 +390,6 @@ mod tests {
             reason.contains("no answer from the driver") && !reason.contains("secret"),
             "{reason}"
         );
-    }
-
-    #[test]
-    fn a_process_that_has_ended_does_not_run_whatever_the_table_says() {
-        let kept = |pid, state| Kept {
-            id: WorkerId::new("w").unwrap(),
-            state,
-            pid,
-            starts: 1,
-            exit: None,
-            reason: None,
-            log: "/logs/w.log".into(),
-        };
-        let running = Worker {
-            pid: Some(7),
-            port: Some(9301),
-            ..table(ProcessState::Running).into_values().next().unwrap()
-        };
-        let corrected = |kept: Option<Kept>| {
-            let mut worker = running.clone();
-            correct(&mut worker, kept.as_ref()).then_some((worker.state, worker.pid, worker.port))
-        };
-        use worker_supervisor::State;
-        assert_eq!(
-            corrected(Some(kept(Some(7), State::Running))),
-            Some((ProcessState::Running, Some(7), Some(9301)))
-        );
-        assert_eq!(
-            corrected(Some(kept(None, State::Restarting))),
-            Some((ProcessState::Restarting, None, None))
-        );
-        assert_eq!(
-            corrected(Some(kept(Some(8), State::Running))),
-            Some((ProcessState::Starting, Some(8), None))
-        );
-        assert_eq!(corrected(None), None, "it ended and does not come back");
     }
 
     #[test]

@@ -93,6 +93,7 @@ mod tests {
             kind: DeviceKind::Cuda,
             name: "Example GPU".into(),
             memory_total_mb: 1,
+            memory_reserved_mb: 0,
             uuid: None,
             compute_capability: None,
         };

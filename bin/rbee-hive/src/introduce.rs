@@ -26,8 +26,27 @@ enum Told {
     Unheard(String),
 }
 
+/// Which queens a worker process has from its command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Knows {
+    /// Those of this hive's settings: this hive started it.
+    OurQueens,
+    /// Those of an earlier hive, whose settings may have been others.
+    OthersQueens,
+}
+
+impl Knows {
+    /// Whether a queen is to be told of, whose pull with the number `told` was told and who pulled `pull` times by now.
+    fn is_due(self, told: Option<u64>, pull: u64) -> bool {
+        match (self, told) {
+            (Self::OthersQueens, None) => true,
+            (_, told) => told.unwrap_or_default() < pull,
+        }
+    }
+}
+
 /// Tells one worker process, which listens at `base_url`, of each pull by a queen, for as long as that process lives.
-pub(crate) async fn introduce(app: &App, http: &reqwest::Client, base_url: &str, id: &WorkerId, pid: u32) {
+pub(crate) async fn introduce(app: &App, base_url: &str, id: &WorkerId, pid: u32, knows: Knows) {
     let mut table = app.core.workers();
     let ended = async {
         // Closed means that the hive ends.
@@ -37,12 +56,12 @@ pub(crate) async fn introduce(app: &App, http: &reqwest::Client, base_url: &str,
     };
     tokio::select! {
         () = ended => {}
-        () = tell_of_queens(app, http, base_url, id) => {}
+        () = tell_of_queens(app, base_url, id, knows) => {}
     }
 }
 
-/// A worker has the queens of the settings from its command line; only those that pulled are news to it.
-async fn tell_of_queens(app: &App, http: &reqwest::Client, base_url: &str, id: &WorkerId) {
+/// To a worker that has the queens of the settings from its command line only those that pulled are news.
+async fn tell_of_queens(app: &App, base_url: &str, id: &WorkerId, knows: Knows) {
     let mut roll = app.queens.roll();
     let mut told: BTreeMap<QueenUrl, u64> = BTreeMap::new();
     let mut pause = FIRST_PAUSE;
@@ -51,10 +70,10 @@ async fn tell_of_queens(app: &App, http: &reqwest::Client, base_url: &str, id: &
         told.retain(|known, _| now.iter().any(|(url, _)| url == known));
         let due = now
             .into_iter()
-            .filter(|(url, pull)| told.get(url).copied().unwrap_or_default() < *pull);
+            .filter(|(url, pull)| knows.is_due(told.get(url).copied(), *pull));
         let mut is_unheard = false;
         for (url, pull) in due.collect::<Vec<_>>() {
-            match tell(app, http, base_url, &url).await {
+            match tell(app, base_url, &url).await {
                 Told::Heard => tracing::debug!(worker_id = %id, queen = %url, "worker told of a queen"),
                 Told::Refused(why) => {
                     tracing::warn!(worker_id = %id, queen = %url, why, "the worker does not report to a queen of its hive");
@@ -79,8 +98,9 @@ async fn tell_of_queens(app: &App, http: &reqwest::Client, base_url: &str, id: &
     }
 }
 
-async fn tell(app: &App, http: &reqwest::Client, base_url: &str, queen: &QueenUrl) -> Told {
-    let mut request = http
+async fn tell(app: &App, base_url: &str, queen: &QueenUrl) -> Told {
+    let mut request = app
+        .http
         .post(format!("{base_url}/v1/queens"))
         .timeout(TIMEOUT)
         .json(&QueenNotice {
@@ -96,5 +116,20 @@ async fn tell(app: &App, http: &reqwest::Client, base_url: &str, queen: &QueenUr
             status if status.is_server_error() => Told::Unheard(format!("it answered {status}")),
             status => Told::Refused(format!("it answered {status}")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_hears_of_each_pull_and_one_of_an_earlier_hive_of_every_queen_once() {
+        assert!(!Knows::OurQueens.is_due(None, 0), "it is on its command line");
+        assert!(Knows::OthersQueens.is_due(None, 0));
+        for knows in [Knows::OurQueens, Knows::OthersQueens] {
+            assert!(knows.is_due(None, 1) && knows.is_due(Some(1), 2));
+            assert!(!knows.is_due(Some(0), 0) && !knows.is_due(Some(1), 1));
+        }
     }
 }

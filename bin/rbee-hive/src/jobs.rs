@@ -16,10 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counters;
 
-/// Jobs that are remembered; when there are more, the oldest that is over is forgotten.
-pub(crate) const LIMIT: usize = 256;
+/// Jobs that may run at once.
+pub(crate) const RUNNING_LIMIT: usize = 64;
+/// Jobs that are over and are remembered; when there are more, the oldest are forgotten.
+const KEPT: usize = 256;
+/// How long a job that is over is remembered.
+const RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// Events of one job that are remembered.
-const EVENT_LIMIT: usize = 256;
+pub(crate) const EVENT_LIMIT: usize = 256;
 /// Progress of one phase is told at most once in this time.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -28,7 +32,7 @@ const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) enum Failure {
     /// It was cancelled, and has cleaned up.
     Cancelled,
-    /// It failed; the error names step and remedy.
+    /// It failed; the error names the remedy, and the job adds the step.
     Error(ApiError),
 }
 
@@ -58,17 +62,17 @@ impl Jobs {
     {
         let job = Arc::new(Job::new(operation));
         {
-            let mut jobs = self.lock();
-            if jobs.len() >= LIMIT {
-                let over = jobs.iter().position(|job| job.state().is_final()).ok_or_else(|| {
-                    let message = format!("{LIMIT} jobs are running, which is the limit; wait for one or cancel it");
-                    ApiError::new(ErrorKind::RateLimited, message).retry_after(1)
-                })?;
-                jobs.remove(over);
+            let mut jobs = self.current();
+            let running = jobs.iter().filter(|job| !job.state().is_final()).count();
+            if running >= RUNNING_LIMIT {
+                let message =
+                    format!("{RUNNING_LIMIT} jobs are running, which is the limit; wait for one or cancel it");
+                return Err(ApiError::new(ErrorKind::RateLimited, message).retry_after(1));
             }
             jobs.push_back(Arc::clone(&job));
         }
-        tracing::info!(job_id = job.id, operation = ?job.operation, "job started");
+        // Only its name: the address of a model can have a signature that is not for logs.
+        tracing::info!(job_id = job.id, operation = job.operation.name(), "job started");
         let work = tokio::spawn(work(Arc::clone(&job)));
         let watched = Arc::clone(&job);
         let counters = counters.clone();
@@ -82,22 +86,36 @@ impl Jobs {
     }
 
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Job>> {
-        self.lock().iter().find(|job| job.id == id).cloned()
+        self.current().iter().find(|job| job.id == id).cloned()
     }
 
     /// Newest first.
     pub(crate) fn list(&self) -> Vec<Arc<Job>> {
-        self.lock().iter().rev().cloned().collect()
+        self.current().iter().rev().cloned().collect()
     }
 
     pub(crate) fn cancel_all(&self) {
-        for job in self.lock().iter() {
+        for job in self.current().iter() {
             job.cancel.cancel();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Job>>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The jobs, without those that are over for too long and those that are too many.
+    fn current(&self) -> MutexGuard<'_, VecDeque<Arc<Job>>> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let mut over = jobs.iter().filter(|job| job.state().is_final()).count();
+        jobs.retain(|job| {
+            let Some(ended) = job.ended() else {
+                return true;
+            };
+            let is_kept = over <= KEPT && now.duration_since(ended) < RETENTION;
+            if !is_kept {
+                over -= 1;
+            }
+            is_kept
+        });
+        jobs
     }
 }
 
@@ -116,8 +134,12 @@ struct History {
     events: VecDeque<JobEvent>,
     next_seq: u64,
     state: JobState,
+    /// What it is at, as a failure names it.
+    step: String,
     /// When the last event was progress: when it was told.
     told: Option<Instant>,
+    /// When it came to its end.
+    ended: Option<Instant>,
 }
 
 impl Job {
@@ -126,7 +148,9 @@ impl Job {
             events: VecDeque::new(),
             next_seq: 0,
             state: JobState::Running,
+            step: operation.name().to_owned(),
             told: None,
+            ended: None,
         };
         history.push(blank());
         Self {
@@ -142,6 +166,11 @@ impl Job {
         self.history.borrow().state
     }
 
+    /// When it came to its end; `None` while it runs.
+    fn ended(&self) -> Option<Instant> {
+        self.history.borrow().ended
+    }
+
     pub(crate) fn status(&self) -> JobStatus {
         let history = self.history.borrow();
         JobStatus {
@@ -153,6 +182,15 @@ impl Job {
         }
     }
 
+    /// Begins a step: what fails from here on has failed in it.
+    pub(crate) fn step(&self, name: &str) {
+        // Readers see it only in a failure.
+        self.history.send_if_modified(|history| {
+            name.clone_into(&mut history.step);
+            false
+        });
+    }
+
     /// Says what it does, for people.
     pub(crate) fn say(&self, message: impl Into<String>) {
         let event = JobEvent {
@@ -162,7 +200,7 @@ impl Job {
         self.history.send_modify(|history| history.push(event));
     }
 
-    /// Says how far a step is. Of what comes fast only some is told.
+    /// Says how far a step, which is the phase, is. Of what comes fast only some is told.
     pub(crate) fn progress(&self, progress: JobProgress) {
         let now = Instant::now();
         self.history.send_if_modified(|history| history.progress(progress, now));
@@ -198,7 +236,7 @@ impl Job {
                 message: Some("cancelled".to_owned()),
                 ..blank()
             },
-            Err(Failure::Error(error)) => failed(error.object()),
+            Err(Failure::Error(error)) => failed(&self.history.borrow().step, error.object()),
         };
         tracing::info!(
             job_id = self.id,
@@ -210,7 +248,9 @@ impl Job {
     }
 }
 
-fn failed(error: ErrorObject) -> JobEvent {
+fn failed(step: &str, mut error: ErrorObject) -> JobEvent {
+    let why = error.message.strip_prefix("failed to ").unwrap_or(&error.message);
+    error.message = format!("failed in step `{step}`: {why}");
     JobEvent {
         state: JobState::Failed,
         message: Some(error.message.clone()),
@@ -238,6 +278,9 @@ impl History {
         self.next_seq += 1;
         self.state = event.state;
         self.told = None;
+        if event.state.is_final() {
+            self.ended = Some(Instant::now());
+        }
         if self.events.len() == EVENT_LIMIT {
             self.events.pop_front();
         }
@@ -246,6 +289,7 @@ impl History {
 
     /// Of the progress of one phase the last is kept, and the rest forgotten. `false` if it came too fast to be told.
     fn progress(&mut self, progress: JobProgress, now: Instant) -> bool {
+        progress.phase.clone_into(&mut self.step);
         let is_done = progress.total == Some(progress.done);
         let last = self.events.back().and_then(|event| event.progress.as_ref());
         if let (Some(last), Some(told)) = (last, self.told)
@@ -293,127 +337,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::StreamExt;
-    use serde_json::json;
-
-    use super::*;
-
-    fn step(phase: &str, done: u64) -> JobProgress {
-        JobProgress {
-            phase: phase.into(),
-            done,
-            total: Some(1000),
-            unit: "bytes".into(),
-        }
-    }
-
-    async fn all(job: &Job, after: Option<u64>) -> Vec<JobEvent> {
-        job.events(after).collect().await
-    }
-
-    #[tokio::test]
-    async fn a_late_reader_gets_the_whole_story_from_the_start() {
-        let jobs = Jobs::default();
-        let job = jobs
-            .start(Operation::ModelList, &Counters::default(), |job| async move {
-                job.say("listing");
-                Ok(json!({"models": []}))
-            })
-            .unwrap();
-        let first = all(&job, None).await;
-        assert_eq!(first, all(&job, None).await);
-        let states: Vec<_> = first.iter().map(|event| event.state).collect();
-        assert_eq!(states, [JobState::Running, JobState::Running, JobState::Succeeded]);
-        assert_eq!(first[1].message.as_deref(), Some("listing"));
-        assert_eq!(first[2].result, Some(json!({"models": []})));
-        assert_eq!(first.iter().map(|event| event.seq).collect::<Vec<_>>(), [0, 1, 2]);
-        assert_eq!(all(&job, Some(1)).await, first[2..]);
-    }
-
-    #[tokio::test]
-    async fn a_job_runs_without_a_listener_and_a_cancelled_one_ends_as_cancelled() {
-        let jobs = Jobs::default();
-        let job = jobs
-            .start(Operation::ModelList, &Counters::default(), |job| async move {
-                job.cancelled().cancelled().await;
-                Err(Failure::Cancelled)
-            })
-            .unwrap();
-        assert_eq!(job.state(), JobState::Running);
-        job.cancelled().cancel();
-        assert_eq!(all(&job, None).await.last().unwrap().state, JobState::Cancelled);
-    }
-
-    #[tokio::test]
-    async fn a_job_that_panics_has_failed() {
-        let jobs = Jobs::default();
-        let job = jobs
-            .start(Operation::ModelList, &Counters::default(), |_| async {
-                panic!("a mistake of ours")
-            })
-            .unwrap();
-        let last = all(&job, None).await.pop().unwrap();
-        assert_eq!(last.state, JobState::Failed);
-        assert!(!last.error.unwrap().message.contains("a mistake of ours"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_progress_of_a_phase_leaves_one_event_and_fast_progress_is_thinned_out() {
-        let job = Job::new(Operation::ModelList);
-        let told = |done| {
-            let before = job.history.borrow().next_seq;
-            job.progress(step("download", done));
-            job.history.borrow().next_seq != before
-        };
-        assert!(told(1));
-        assert!(!told(2), "too fast");
-        tokio::time::advance(PROGRESS_PAUSE).await;
-        assert!(told(3));
-        assert!(!told(3), "nothing new");
-        assert!(told(1000), "the end of a phase is always told");
-        job.progress(step("verify", 0));
-        job.end(Ok(Value::Null));
-        let phases: Vec<_> = all(&job, None)
-            .await
-            .into_iter()
-            .filter_map(|event| event.progress)
-            .map(|progress| (progress.phase, progress.done))
-            .collect();
-        assert_eq!(phases, [("download".to_owned(), 1000), ("verify".to_owned(), 0)]);
-    }
-
-    #[tokio::test]
-    async fn the_history_of_a_job_is_bounded_and_keeps_its_end() {
-        let job = Job::new(Operation::ModelList);
-        for number in 0..2 * EVENT_LIMIT {
-            job.say(number.to_string());
-        }
-        job.end(Ok(Value::Null));
-        let events = all(&job, None).await;
-        assert_eq!(events.len(), EVENT_LIMIT);
-        assert_eq!(events.last().unwrap().state, JobState::Succeeded);
-    }
-
-    #[tokio::test]
-    async fn the_oldest_job_that_is_over_makes_room_and_running_ones_are_never_forgotten() {
-        let jobs = Jobs::default();
-        let hang = |job: Arc<Job>| async move {
-            job.cancelled().cancelled().await;
-            Err(Failure::Cancelled)
-        };
-        let first = jobs.start(Operation::ModelList, &Counters::default(), hang).unwrap();
-        for _ in 1..LIMIT {
-            jobs.start(Operation::ModelList, &Counters::default(), hang).unwrap();
-        }
-        let error = jobs
-            .start(Operation::ModelList, &Counters::default(), hang)
-            .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::RateLimited);
-        first.cancelled().cancel();
-        all(&first, None).await;
-        jobs.start(Operation::ModelList, &Counters::default(), hang).unwrap();
-        assert!(jobs.get(&first.id).is_none());
-        assert_eq!(jobs.list().len(), LIMIT);
-    }
-}
+mod tests;

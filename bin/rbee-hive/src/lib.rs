@@ -5,21 +5,30 @@
 //! Must not know: which worker serves a request, how a model computes, what a queen does with what it hears.
 //!
 //! Two journeys. A heartbeat: something changes `core.rs`, which has news; `heartbeat-client` beats at once to each queen;
-//! `heartbeat.rs` builds what this one does not know yet. A job: `http/jobs.rs` takes it, `operations.rs` checks and does it, `jobs.rs` keeps
-//! its events; a new worker's life is followed by `workers.rs`.
+//! `heartbeat.rs` builds what this one does not know yet. A job: `http/jobs.rs` takes it, `operations/` checks and does it, `jobs.rs` keeps
+//! its events; `placement.rs` finds a device for a new worker, whose life is followed by `workers/`.
 
 mod changes;
 mod config;
 mod core;
 mod engines;
+mod facts;
 mod heartbeat;
 mod http;
 mod identity;
+mod idle;
 mod introduce;
 mod jobs;
+mod ledger;
 mod mdns;
+mod measure;
 mod metrics;
+mod model_files;
 mod operations;
+mod owner;
+mod peers;
+mod placement;
+mod watch;
 mod workers;
 
 use std::fmt::Display;
@@ -28,17 +37,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::{ServeOptions, Shutdown};
-use device_monitor::{Host, Monitor};
+use device_monitor::{Host, LocalOptions, Monitor};
 use heartbeat_client::{Queens, Token};
 use lan_discovery::Key;
-use model_store::{ModelStore, StoreError};
+use model_store::{ModelStore, StoreError, StoreOptions};
 use shared_contract::OperationalStatus;
 use tokio::net::TcpListener;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
-use worker_supervisor::Supervisor;
+use worker_supervisor::{Cgroup, Supervisor};
 
-pub use config::{Args, Config};
+pub use config::{Args, Config, Sharing};
 pub use heartbeat_client::QueenUrl;
 pub use identity::IdentityError;
 
@@ -48,8 +57,6 @@ use crate::identity::StateDir;
 use crate::jobs::Jobs;
 use crate::workers::Launcher;
 
-/// Pause between two looks at what nobody tells: devices and the host's health.
-const WATCH: Duration = Duration::from_secs(1);
 /// What is left to answers, once the workers are gone, to reach their readers.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
 
@@ -91,6 +98,9 @@ pub enum RunError {
     /// The host cannot be read.
     #[error(transparent)]
     Monitor(#[from] device_monitor::Error),
+    /// The group for the workers' memory cannot be used.
+    #[error(transparent)]
+    Supervisor(#[from] worker_supervisor::Error),
     /// The model files cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -117,12 +127,17 @@ pub(crate) struct App {
     pub(crate) queens: Queens,
     pub(crate) launcher: Launcher,
     pub(crate) jobs: Jobs,
+    /// To ask queens and workers with.
+    pub(crate) http: reqwest::Client,
+    /// Places for model files that are sent to other hives.
+    pub(crate) sending: Arc<Semaphore>,
     /// What the hive's proofs are made with; not there before it is derived from the token.
     pub(crate) fleet_key: OnceCell<Key>,
     pub(crate) shutdown: Shutdown,
 }
 
-/// Runs a hive until `shutdown` asks to end; then its workers are drained and stopped, and the queens hear a goodbye.
+/// Runs a hive until `shutdown` asks to end; then its workers are drained and stopped, unless they are to go on, and the
+/// queens hear a goodbye.
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), RunError> {
     let port = listener.local_addr().map_err(RunError::Listener)?.port();
     // Held until the end: no second hive uses the folder while this one runs.
@@ -133,9 +148,10 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     // Aborted when this function ends, in whichever way.
     let mut background = JoinSet::new();
     let events = app.core.supervisor.subscribe();
-    background.spawn(workers::follow(Arc::clone(&app), events, http));
+    workers::recover(&app).await;
+    background.spawn(workers::follow(Arc::clone(&app), events));
     background.spawn(pass_on_news(Arc::clone(&app)));
-    background.spawn(watch_host(Arc::clone(&app.core)));
+    background.spawn(watch::watch(Arc::clone(&app)));
 
     app.core.set_status(OperationalStatus::Ready);
     for url in &app.config.queen_urls {
@@ -147,7 +163,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     tracing::info!(hive_id = %app.core.identity.id, port, queens = app.config.queen_urls.len(), "hive is ready");
 
     let options = ServeOptions {
-        grace: app.launcher.stop_limit() + FLUSH_GRACE,
+        grace: app.launcher.stop_limit(None) + FLUSH_GRACE,
         ..ServeOptions::default()
     };
     let router = http::router(Arc::clone(&app));
@@ -174,8 +190,12 @@ async fn prepare(
         path: announce_dir.to_owned(),
         source,
     })?;
-    let store = ModelStore::open(&config.models_dir)?;
-    let host = Host::local(config.nvml_library.clone())?;
+    let store = open_store(&config)?;
+    let host = Host::local(&LocalOptions {
+        nvml_library: config.nvml_library.clone(),
+        ..LocalOptions::default()
+    })?;
+    let supervisor = Supervisor::new(supervisor_options(&config)?);
     let monitor = tokio::task::spawn_blocking(move || Monitor::start(host, device_monitor::Options::default()));
     let (program, leading_args) = launcher.program();
     let (monitor, engines) = tokio::join!(monitor, engines::detect(program, leading_args));
@@ -183,7 +203,6 @@ async fn prepare(
     let monitor = monitor.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     let token = config.token.as_ref().map(|token| Token::new(token.expose()));
     let incarnation = identity.incarnation;
-    let supervisor = Supervisor::new(worker_supervisor::Options::new(config.state_dir.join("logs")));
     let core = Arc::new(Core::new(Parts {
         identity,
         port,
@@ -192,6 +211,7 @@ async fn prepare(
         store,
         supervisor,
         engines,
+        sharing: config.sharing.clone(),
     }));
     core.refresh_models().await?;
     let queens = Queens::new(http.clone(), token, incarnation, {
@@ -203,10 +223,29 @@ async fn prepare(
         queens,
         launcher,
         jobs: Jobs::default(),
+        http: http.clone(),
+        sending: Arc::new(Semaphore::new(http::models::SENDING_LIMIT)),
         fleet_key: OnceCell::new(),
         shutdown,
         config,
     })
+}
+
+fn open_store(config: &Config) -> Result<ModelStore, StoreError> {
+    let options = StoreOptions {
+        max_bytes: config.model_cache_max,
+        catalogue_file: config.catalogue.clone(),
+        ..StoreOptions::from_env()
+    };
+    ModelStore::open_with(&config.models_dir, options)
+}
+
+fn supervisor_options(config: &Config) -> Result<worker_supervisor::Options, worker_supervisor::Error> {
+    let state = &config.state_dir;
+    let mut options = worker_supervisor::Options::new(state.join("logs"), state.join("workers"));
+    options.survive = config.keep_workers;
+    options.cgroup = config.cgroup.as_deref().map(Cgroup::delegated).transpose()?;
+    Ok(options)
 }
 
 /// Tells the queens at once when there is news.
@@ -217,39 +256,24 @@ async fn pass_on_news(app: Arc<App>) {
     }
 }
 
-/// Makes news of what changes by itself: devices that come and go, a driver that fails.
-async fn watch_host(core: Arc<Core>) {
-    let look = || (core.devices(), core.monitor.snapshot().problem().is_some());
-    let mut last = look();
-    let mut ticks = tokio::time::interval(WATCH);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let now = look();
-        if now != last {
-            tracing::info!(
-                devices = now.0.len(),
-                has_problem = now.1,
-                "this host's devices changed"
-            );
-            last = now;
-            core.tell();
-        }
-    }
-}
-
-/// Once asked to end: no new jobs, the workers finish what they have, the queens hear a goodbye.
+/// Once asked to end: no new jobs, the workers finish what they have or are left to the next hive, the queens hear a
+/// goodbye.
 async fn wind_down(app: &App, shutdown: &Shutdown) {
     shutdown.requested().await;
     app.core.set_status(OperationalStatus::Draining);
     app.jobs.cancel_all();
     let workers = app.core.supervisor.list().len();
-    if workers > 0 {
-        tracing::info!(workers, grace = ?app.config.grace, "stopping the workers");
-    }
-    tokio::select! {
-        () = app.core.supervisor.stop_all(app.launcher.stop_limit()) => {}
-        () = shutdown.forced() => app.core.supervisor.kill_all().await,
+    if app.config.keep_workers {
+        tracing::info!(workers, "leaving the workers to the next hive");
+        app.core.supervisor.leave();
+    } else {
+        if workers > 0 {
+            tracing::info!(workers, grace = ?app.config.grace, "stopping the workers");
+        }
+        tokio::select! {
+            () = app.core.supervisor.stop_all(app.launcher.stop_limit(None)) => {}
+            () = shutdown.forced() => app.core.supervisor.kill_all().await,
+        }
     }
     app.core.set_status(OperationalStatus::Stopped);
     app.queens.goodbye().await;

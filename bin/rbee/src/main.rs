@@ -8,6 +8,7 @@ mod cli;
 mod control;
 mod fleet;
 mod jobs;
+mod logs;
 mod models;
 mod progress;
 mod ps;
@@ -123,7 +124,13 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     // The others hold nothing that would have to be put in order.
     if matches!(
         command,
-        Command::Up(_) | Command::Run(_) | Command::Pull(_) | Command::Spawn(_) | Command::Stop(_)
+        Command::Up(_)
+            | Command::Run(_)
+            | Command::Pull(_)
+            | Command::Rm(_)
+            | Command::Spawn(_)
+            | Command::Stop(_)
+            | Command::Logs(_)
     ) {
         shutdown.listen(true)?;
     }
@@ -133,8 +140,10 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ps => ps::ps(&global).await,
         Command::Models(args) => models::models(&global, args).await,
         Command::Pull(args) => control::pull(&global, args, &shutdown).await,
+        Command::Rm(args) => control::rm(&global, args, &shutdown).await,
         Command::Spawn(args) => control::spawn(&global, args, &shutdown).await,
         Command::Stop(args) => control::stop(&global, args, &shutdown).await,
+        Command::Logs(args) => logs::logs(&global, args, &shutdown).await,
         Command::Queen(_) | Command::Hive(_) | Command::Worker(_) => {
             anyhow::bail!("start a daemon: its word must come first")
         }

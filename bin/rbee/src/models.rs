@@ -14,7 +14,7 @@ use crate::control;
 use crate::fleet::Client;
 use crate::render::{self, Look, Text, Tone};
 
-const HEADER: [&str; 5] = ["MODEL", "SERVED BY", "ON DISK OF", "SIZE", "CATALOGUE"];
+const HEADER: [&str; 6] = ["MODEL", "SERVED BY", "ON DISK OF", "SIZE", "WHAT", "CATALOGUE"];
 
 /// What `rbee models --json` prints.
 #[derive(Debug, Serialize)]
@@ -47,7 +47,10 @@ struct Offer {
     id: ModelId,
     family: String,
     chat: bool,
-    size_bytes: u64,
+    /// `null` where the hub tells it at the download.
+    size_bytes: Option<u64>,
+    parameters: u64,
+    quantization: String,
     context_length: u32,
     licence: String,
 }
@@ -56,10 +59,14 @@ struct Offer {
 pub(crate) async fn models(global: &Global, args: ModelsArgs) -> anyhow::Result<ExitCode> {
     let catalogue = offers(&Catalogue::built_in());
     if args.local {
-        let stored = control::open_store()?.list().await.map_err(control::StoreFailed)?;
+        let listing = control::open_store()?.list().await.map_err(control::StoreFailed)?;
+        for damaged in listing.damaged.iter().filter(|damaged| damaged.id.is_none()) {
+            render::note(&format!("{}: {}", damaged.path.display(), damaged.why));
+        }
+        let damaged = listing.damaged.iter().filter_map(control::damaged_entry);
         let on_disk = vec![OnDisk {
             hive_id: None,
-            models: stored.iter().map(control::entry).collect(),
+            models: listing.models.iter().map(control::entry).chain(damaged).collect(),
         }];
         return show(
             global,
@@ -101,6 +108,8 @@ fn offers(catalogue: &Catalogue) -> Vec<Offer> {
         family: entry.family.clone(),
         chat: entry.chat,
         size_bytes: entry.size_bytes,
+        parameters: entry.parameters,
+        quantization: entry.quantization.clone(),
         context_length: entry.context_length,
         licence: entry.licence.clone(),
     };
@@ -150,6 +159,9 @@ struct Row<'a> {
     served: Option<&'a Served>,
     hosts: Vec<&'a str>,
     size_bytes: Option<u64>,
+    /// Parameters and how they are stored.
+    what: Option<(u64, &'a str)>,
+    problem: Option<&'a str>,
     offer: Option<&'a Offer>,
 }
 
@@ -164,11 +176,17 @@ fn page(look: Look, models: &Models) -> String {
             row.hosts
                 .push(place.hive_id.as_ref().map_or("this machine", |id| id.as_str()));
             row.size_bytes = Some(model.size_bytes);
+            row.problem = row.problem.or(model.problem.as_deref());
+            let facts = model.facts.as_ref();
+            row.what = row
+                .what
+                .or(facts.map(|facts| (facts.parameters, facts.quantization.as_str())));
         }
     }
     for offer in &models.catalogue {
         let row = rows.entry(offer.id.as_str()).or_default();
-        row.size_bytes.get_or_insert(offer.size_bytes);
+        row.size_bytes = row.size_bytes.or(offer.size_bytes);
+        row.what.get_or_insert((offer.parameters, &offer.quantization));
         row.offer = Some(offer);
     }
     let rows: Vec<_> = rows.into_iter().map(|(id, row)| cells(id, &row)).collect();
@@ -189,17 +207,34 @@ fn cells(id: &str, row: &Row<'_>) -> Vec<Text> {
         format!("{kind}, {}, {}", offer.family, offer.licence)
     });
     let size = row.size_bytes.map(render::bytes).unwrap_or_default();
+    let what = match (row.problem, row.what) {
+        (Some(problem), _) => Text::toned(render::clean(problem), Tone::Bad),
+        (None, Some((parameters, stored))) => format!("{} {}", count(parameters), render::clean(stored)).into(),
+        (None, None) => Text::from(""),
+    };
     vec![
         id.into(),
         served,
         row.hosts.join(", ").into(),
         size.into(),
+        what,
         offer.into(),
     ]
 }
 
+/// A number of parameters as models are named by it, for example `135M`, `8.2B`.
+fn count(parameters: u64) -> String {
+    let millions = parameters as f64 / 1e6;
+    if millions < 999.5 {
+        return format!("{millions:.0}M");
+    }
+    format!("{:.1}B", millions / 1e3)
+}
+
 #[cfg(test)]
 mod tests {
+    use hive_contract::ModelFacts;
+
     use super::*;
 
     fn model(id: &str) -> ModelId {
@@ -213,6 +248,21 @@ mod tests {
             reference: "b".into(),
             size_bytes: 2_000_000,
             sha256: None,
+            revision: None,
+            facts: Some(ModelFacts {
+                family: "llama".into(),
+                name: None,
+                parameters: 8_190_000_000,
+                layers: 1,
+                heads: 1,
+                kv_heads: 1,
+                context_length: 1,
+                quantization: "Q4_K".into(),
+                weight_bytes: 1,
+                kv_bytes_per_token: 1,
+                chat: true,
+            }),
+            problem: None,
         };
         let models = Models {
             served: Some(vec![Served {
@@ -228,7 +278,9 @@ mod tests {
                 id: model("a"),
                 family: "llama".into(),
                 chat: true,
-                size_bytes: 1_000_000,
+                size_bytes: Some(1_000_000),
+                parameters: 134_500_000,
+                quantization: "Q8_0".into(),
                 context_length: 2_048,
                 licence: "Apache-2.0".into(),
             }],
@@ -241,8 +293,8 @@ mod tests {
         assert_eq!(
             lines[1..],
             [
-                "a - - 1.0 MB chat, llama, Apache-2.0",
-                "b 2 workers, 1 ready gpu-box 2.0 MB -"
+                "a - - 1.0 MB 134M Q8_0 chat, llama, Apache-2.0",
+                "b 2 workers, 1 ready gpu-box 2.0 MB 8.2B Q4_K -"
             ]
         );
     }

@@ -117,7 +117,10 @@ impl Progress {
     }
 
     fn measured(&mut self, progress: &JobProgress) {
-        let phase = render::clean(&progress.phase);
+        let phase = match &progress.source {
+            Some(source) => render::clean(&format!("{} from {source}", progress.phase)),
+            None => render::clean(&progress.phase),
+        };
         match self {
             Self::Bar { bar, shape } => {
                 let begins = set_style(bar, shape, &phase, template(progress));
@@ -233,6 +236,9 @@ mod tests {
             done,
             total,
             unit: unit.into(),
+            per_second: None,
+            eta_s: None,
+            source: None,
         }
     }
 

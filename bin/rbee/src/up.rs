@@ -97,6 +97,10 @@ async fn bring_up(global: &Global, plan: &Plan, report: &Report) -> anyhow::Resu
         model: plan.model.clone(),
         worker: None,
         device: plan.device.clone(),
+        context_length: None,
+        slots: None,
+        // It was asked for by name, so it stays.
+        keep_alive_s: Some(0),
     };
     let job = jobs::start(&hive, &operation).await?;
     let result = match jobs::follow(&hive, &job, |event| progress.tagged_job(event)).await? {

@@ -31,7 +31,7 @@ pub enum Operation {
         keep_alive_s: Option<u64>,
     },
     /// Lists the hive's workers.
-    WorkerList,
+    WorkerList {},
     /// One worker.
     WorkerGet {
         /// Which one.
@@ -50,11 +50,12 @@ pub enum Operation {
         /// Which one.
         worker_id: WorkerId,
     },
-    /// What a worker prints: its last lines, one event each, and with `follow` those to come until it is gone.
+    /// What a worker prints: its last lines, and with `follow` those to come until it is gone. An event's message has one or
+    /// more of them.
     WorkerLogs {
         /// Which one; one that ended not long ago has its log, too.
         worker_id: WorkerId,
-        /// How many of the last lines; left out: 100.
+        /// How many of the last lines, at most 10,000; left out: 100.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<u32>,
         /// Whether to go on.
@@ -67,7 +68,7 @@ pub enum Operation {
         model: String,
     },
     /// Lists the model files on this host.
-    ModelList,
+    ModelList {},
     /// One model of this host, with its files.
     ModelGet {
         /// Model reference, catalogue name or id.
@@ -82,7 +83,7 @@ pub enum Operation {
         model: String,
     },
     /// Lists the devices with their load.
-    DeviceList,
+    DeviceList {},
 }
 
 impl Operation {
@@ -90,16 +91,16 @@ impl Operation {
     pub fn name(&self) -> &'static str {
         match self {
             Self::WorkerSpawn { .. } => "worker_spawn",
-            Self::WorkerList => "worker_list",
+            Self::WorkerList {} => "worker_list",
             Self::WorkerGet { .. } => "worker_get",
             Self::WorkerStop { .. } => "worker_stop",
             Self::WorkerDrain { .. } => "worker_drain",
             Self::WorkerLogs { .. } => "worker_logs",
             Self::ModelPull { .. } => "model_pull",
-            Self::ModelList => "model_list",
+            Self::ModelList {} => "model_list",
             Self::ModelGet { .. } => "model_get",
             Self::ModelDelete { .. } => "model_delete",
-            Self::DeviceList => "device_list",
+            Self::DeviceList {} => "device_list",
         }
     }
 }

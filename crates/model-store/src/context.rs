@@ -47,11 +47,7 @@ impl Context {
                 Err(TryLockError::Error(error)) => return Err(fail(error)),
             }
             if !told {
-                report(Progress {
-                    phase: Phase::Wait,
-                    done_bytes: 0,
-                    total_bytes: None,
-                });
+                report(Progress::new(Phase::Wait, 0, None));
                 told = true;
             }
             tokio::select! {
@@ -72,11 +68,7 @@ impl Context {
 
     /// Tells a phase that has no bytes to count.
     pub(crate) fn enter(&self, phase: Phase) {
-        (self.report)(Progress {
-            phase,
-            done_bytes: 0,
-            total_bytes: None,
-        });
+        (self.report)(Progress::new(phase, 0, None));
     }
 
     /// Runs work that blocks on the blocking pool.

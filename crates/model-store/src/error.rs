@@ -14,12 +14,78 @@ pub enum StoreError {
     #[error("pull the model: cancelled")]
     Cancelled,
     /// No such catalogue name.
-    #[error("find model `{name}` in the catalogue; it knows: {known}; or give a reference (pip:, hf:, file:)")]
+    #[error("find model `{name}` in the catalogue; it knows: {known}; or give a reference (pip:, hf:, https:, file:)")]
     UnknownModel {
         /// What was asked for.
         name: String,
         /// Names that there are, separated by commas.
         known: String,
+    },
+    /// A catalogue of the user's has a mistake.
+    #[error("read catalogue {}: {entry}: {why}", file.display())]
+    Catalogue {
+        /// Which file.
+        file: PathBuf,
+        /// Which model of it, and which field.
+        entry: String,
+        /// What is wrong with it, and the remedy.
+        why: String,
+    },
+    /// No stored model goes by this text.
+    #[error("find `{text}` among the models stored here; there are: {known}; pull it first")]
+    NotStored {
+        /// Reference, catalogue name or id that was asked for.
+        text: String,
+        /// References that there are, separated by commas.
+        known: String,
+    },
+    /// Several stored models have this id.
+    #[error("choose a model for `{id}`: it is the id of {references}; give one of these references")]
+    Ambiguous {
+        /// What was asked for.
+        id: String,
+        /// The models' references, separated by commas.
+        references: String,
+    },
+    /// A stored file is not what it was when the model was pulled.
+    #[error("use {}: it is damaged: expected {expected}, found {found}; delete the model and pull it again", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Its size or checksum.
+        expected: String,
+        /// What there is instead.
+        found: String,
+    },
+    /// The stored model that was asked for is not what it was when it was pulled.
+    #[error("use {model}: {why}")]
+    DamagedModel {
+        /// What was asked for.
+        model: String,
+        /// Which file, what is wrong with it, and the remedy.
+        why: String,
+    },
+    /// Somebody needs the model.
+    #[error("delete {model}: {why}")]
+    InUse {
+        /// Which model.
+        model: String,
+        /// Who could need it, and the remedy.
+        why: &'static str,
+    },
+    /// The budget of the models' folder is too small, or what fills it is in use.
+    #[error(
+        "make room for {}: the folder of the models may hold {}, of which models in use or on their way take {}; \
+         raise --model-cache-max, or stop workers whose models are not needed",
+        human(*.needed_bytes), human(*.max_bytes), human(*.held_bytes)
+    )]
+    NoRoom {
+        /// Size of the model that was asked for.
+        needed_bytes: u64,
+        /// The budget.
+        max_bytes: u64,
+        /// What may not be removed.
+        held_bytes: u64,
     },
     /// No folder for the models follows from the environment.
     #[error("choose a folder for the models: set RBEE_MODELS, or HOME")]
@@ -51,6 +117,27 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The disk is too small for what is to come; nothing was fetched.
+    #[error(
+        "find room in {} for {}: {} are free; free some space there, delete models, or set --model-cache-max so that \
+         unused ones are removed by themselves", path.display(), human(*needed_bytes), human(*free_bytes)
+    )]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// What is to come; what lies there already is not counted.
+        needed_bytes: u64,
+        /// What the disk has for us.
+        free_bytes: u64,
+    },
+    /// Another hive of the fleet has the model in another form, or does not give it.
+    #[error("take the model from hive {peer}: {why}")]
+    Peer {
+        /// Which hive.
+        peer: String,
+        /// What it answered.
+        why: String,
     },
     /// A `file:` reference leads to no model.
     #[error("use {}: {why}", path.display())]
@@ -194,6 +281,14 @@ impl StoreError {
         }
     }
 
+    /// Whether another source would fail, too: the pull was cancelled, or this host has no room or cannot write.
+    pub(crate) fn is_about_this_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled | Self::Io { .. } | Self::DiskFull { .. } | Self::NoSpace { .. } | Self::NoRoom { .. }
+        )
+    }
+
     /// Whether the downloaded bytes themselves are of no use.
     pub(crate) fn is_about_content(&self) -> bool {
         matches!(
@@ -201,6 +296,17 @@ impl StoreError {
             Self::NoSuchMember { .. } | Self::Wheel { .. } | Self::TooLarge { .. }
         )
     }
+}
+
+/// A number of bytes for people, for example `1.5 GiB`: rounded down, so that a limit is never told as reached.
+pub(crate) fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let nth = (bytes.ilog2() / 10) as usize - 1;
+    let tenths = (u128::from(bytes) * 10) >> (10 * (nth + 1));
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[nth])
 }
 
 /// An error with all its causes in one line.
@@ -235,5 +341,20 @@ mod tests {
             io::ErrorKind::PermissionDenied.into(),
         );
         assert!(matches!(error, StoreError::Io { .. }));
+    }
+
+    #[test]
+    fn bytes_are_told_in_the_unit_in_which_people_think() {
+        let cases = [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            ((3 << 30) / 2, "1.5 GiB"),
+            ((1 << 30) - 1, "1023.9 MiB"),
+            (u64::MAX, "15.9 EiB"),
+        ];
+        for (bytes, told) in cases {
+            assert_eq!(human(bytes), told);
+        }
     }
 }

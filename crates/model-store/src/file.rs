@@ -3,7 +3,7 @@
 //! Everything here blocks; callers run it on the blocking pool.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -66,10 +66,6 @@ impl HashingFile {
         self.len
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Writes at the end.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.file
@@ -77,16 +73,6 @@ impl HashingFile {
             .map_err(|source| StoreError::io("write", &self.path, source))?;
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Throws everything away.
-    pub(crate) fn clear(&mut self) -> Result<(), StoreError> {
-        let fail = |source| StoreError::io("write", &self.path, source);
-        self.file.set_len(0).map_err(fail)?;
-        self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
-        self.hasher = Sha256::new();
-        self.len = 0;
         Ok(())
     }
 
@@ -195,17 +181,6 @@ mod tests {
         file.sync().unwrap();
         assert_eq!(file.sha256(), ABC);
         assert_eq!(fs::read(&path).unwrap(), b"abc");
-    }
-
-    #[test]
-    fn a_cleared_file_starts_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = HashingFile::open(&dir.path().join("x"), 0, |_| Ok(())).unwrap();
-        file.append(b"something else").unwrap();
-        file.clear().unwrap();
-        file.append(b"abc").unwrap();
-        assert_eq!((file.len(), file.sha256().as_str()), (3, ABC));
-        assert_eq!(fs::read(file.path()).unwrap(), b"abc");
     }
 
     #[test]

@@ -42,6 +42,16 @@ pub(crate) struct Bearer {
     pub(crate) home: Url,
 }
 
+impl Bearer {
+    /// `None` for a token with characters that no header has.
+    pub(crate) fn new(token: &str, home: &Url) -> Option<Self> {
+        let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+        header.set_sensitive(true);
+        let home = home.clone();
+        Some(Self { header, home })
+    }
+}
+
 /// A request that failed.
 pub(crate) enum Failure {
     /// The same request may succeed later.
@@ -133,6 +143,26 @@ impl Http {
         Err(broken(request.url, format!("it redirects more than {MAX_REDIRECTS} times")).into())
     }
 
+    /// Sends, and reads an answer of at most `limit_bytes`.
+    pub(crate) async fn receive(&self, request: &Request<'_>, limit_bytes: u64) -> Result<Vec<u8>, Failure> {
+        let mut response = self.send(request).await?;
+        let mut body = Vec::new();
+        loop {
+            match tokio::time::timeout(self.read_timeout, response.chunk()).await {
+                Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
+                Ok(Ok(None)) => return Ok(body),
+                Ok(Err(error)) => return Err(broken_off(request.url, &error)),
+                Err(_) => return Err(transient(self.silent(request.url))),
+            }
+            if body.len() as u64 > limit_bytes {
+                return Err(Failure::Final(StoreError::TooLarge {
+                    what: printable(request.url),
+                    limit_bytes,
+                }));
+            }
+        }
+    }
+
     /// The error for a server that keeps still for too long.
     pub(crate) fn silent(&self, url: &Url) -> StoreError {
         broken(
@@ -182,6 +212,15 @@ pub(crate) fn transient(error: StoreError) -> Failure {
     Failure::Transient {
         error,
         retry_after: None,
+    }
+}
+
+/// Its error, whatever another try would bring.
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Transient { error, .. } | Failure::Final(error) => error,
+        }
     }
 }
 

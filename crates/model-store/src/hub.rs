@@ -6,11 +6,11 @@
 //! answers with JSON: the commit (`sha`) and the files' paths (`siblings`, each with `rfilename`).
 
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue};
-use reqwest::{Method, Response, Url};
+use reqwest::{Method, Url};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::download::Source;
+use crate::download::{RemoteFile, Source};
 use crate::file::is_sha256;
 use crate::http::{self, Backoff, Bearer, Failure, Http, Request, Retry};
 use crate::{HubRef, ModelRef, RepositoryRef, StoreError};
@@ -23,15 +23,6 @@ const MAX_LISTING_BYTES: u64 = 16 << 20;
 pub(crate) struct Hub {
     pub(crate) endpoint: Url,
     pub(crate) bearer: Option<Bearer>,
-}
-
-/// A file as the hub describes it.
-pub(crate) struct HubFile {
-    /// What was asked for.
-    pub(crate) reference: ModelRef,
-    pub(crate) source: Source,
-    /// Commit that the revision stood for.
-    pub(crate) commit: Option<String>,
 }
 
 /// What the hub says a repository consists of.
@@ -70,13 +61,9 @@ impl Hub {
         let bearer = match token.map(str::trim).filter(|token| !token.is_empty()) {
             None => None,
             Some(token) => {
-                let refused = |_| setting("HF_TOKEN", "...", "it has characters that no token has");
-                let mut header = HeaderValue::from_str(&format!("Bearer {token}")).map_err(refused)?;
-                header.set_sensitive(true);
-                Some(Bearer {
-                    header,
-                    home: url.clone(),
-                })
+                let bearer = Bearer::new(token, &url);
+                let refused = || setting("HF_TOKEN", "...", "it has characters that no token has");
+                Some(bearer.ok_or_else(refused)?)
             }
         };
         Ok(Self { endpoint: url, bearer })
@@ -105,7 +92,7 @@ impl Hub {
         http: &Http,
         retry: Retry,
         cancel: &CancellationToken,
-    ) -> Result<HubFile, StoreError> {
+    ) -> Result<RemoteFile, StoreError> {
         let url = self.file_url(hub, hub.repository().revision());
         let request = Request {
             method: Method::HEAD,
@@ -153,7 +140,7 @@ impl Hub {
         let body = loop {
             let answer = tokio::select! {
                 () = cancel.cancelled() => return Err(StoreError::Cancelled),
-                answer = receive(&request, http) => answer,
+                answer = http.receive(&request, MAX_LISTING_BYTES) => answer,
             };
             match answer {
                 Ok(body) => break body,
@@ -187,7 +174,7 @@ impl Hub {
         }
     }
 
-    fn describe(&self, hub: &HubRef, asked: Url, headers: &HeaderMap) -> HubFile {
+    fn describe(&self, hub: &HubRef, asked: Url, headers: &HeaderMap) -> RemoteFile {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
         let commit = text("x-repo-commit").filter(|commit| is_commit(commit));
         let linked = text("x-linked-size");
@@ -200,12 +187,13 @@ impl Hub {
         let reference = ModelRef::Hub(hub.clone());
         let source = Source {
             what: reference.to_string(),
+            from: self.endpoint.host_str().unwrap_or_default().into(),
             url: commit.map_or(asked, |commit| self.file_url(hub, commit)),
             bearer: self.bearer.clone(),
             size: size.and_then(|size| size.parse().ok()),
             sha256,
         };
-        HubFile {
+        RemoteFile {
             reference,
             source,
             commit: commit.map(str::to_owned),
@@ -231,28 +219,8 @@ impl Hub {
     }
 }
 
-/// A whole answer that is not large.
-async fn receive(request: &Request<'_>, http: &Http) -> Result<Vec<u8>, Failure> {
-    let mut response: Response = http.send(request).await?;
-    let mut body = Vec::new();
-    loop {
-        let chunk = tokio::time::timeout(http.read_timeout(), response.chunk()).await;
-        match chunk {
-            Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
-            Ok(Ok(None)) => return Ok(body),
-            Ok(Err(error)) => return Err(http::broken_off(request.url, &error)),
-            Err(_) => return Err(http::transient(http.silent(request.url))),
-        }
-        if body.len() as u64 > MAX_LISTING_BYTES {
-            return Err(Failure::Final(StoreError::TooLarge {
-                what: http::printable(request.url),
-                limit_bytes: MAX_LISTING_BYTES,
-            }));
-        }
-    }
-}
-
-fn is_commit(text: &str) -> bool {
+/// Whether this names a commit, and not a branch or a tag.
+pub(crate) fn is_commit(text: &str) -> bool {
     text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

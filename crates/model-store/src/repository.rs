@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::hub::HubFile;
+use crate::download::{Fetched, Order, RemoteFile};
 use crate::manifest::{self, Manifest, ManifestFile, Origin};
 use crate::progress::{Phase, Progress, Tracker};
 use crate::pull::Pull;
-use crate::store::StoredModel;
-use crate::{RepositoryRef, StoreError, file, http};
+use crate::{RepositoryRef, Retry, StoreError, StoredModel, file, http};
 
 /// Weights in one file; in several, the index says which.
 const WEIGHTS: &str = "model.safetensors";
@@ -35,7 +34,7 @@ pub(crate) fn is_weights(name: &str) -> bool {
 }
 
 /// The files that make up the model, sorted; or why there is none.
-fn select(files: &[String]) -> Result<Vec<&str>, String> {
+pub(crate) fn select(files: &[String]) -> Result<Vec<&str>, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
     // Other weights beside the one file are the same in another form.
     let whole = has(WEIGHTS);
@@ -75,7 +74,7 @@ fn select(files: &[String]) -> Result<Vec<&str>, String> {
 }
 
 /// A file that lies in the work folder.
-struct Fetched {
+pub(crate) struct Arrived {
     path: PathBuf,
     entry: ManifestFile,
     origin: Origin,
@@ -92,12 +91,18 @@ impl Pull<'_> {
         self.context.blocking(prepare).await?;
         self.context.enter(Phase::Resolve);
         let files = self.locate_all(repository).await?;
-        let fetched = self.download_all(files).await?;
-        self.publish_folder(fetched).await
+        let size = files
+            .iter()
+            .filter_map(|(_, file)| file.source.size)
+            .fold(0, u64::saturating_add);
+        self.reserve(Some(size), size).await?;
+        let retry = self.sources.downloader.retry;
+        let arrived = self.download_all(files, retry).await?;
+        self.publish_folder(arrived).await
     }
 
     /// Names and sources of the model's files, all of one commit.
-    async fn locate_all(&self, repository: &RepositoryRef) -> Result<Vec<(String, HubFile)>, StoreError> {
+    pub(crate) async fn locate_all(&self, repository: &RepositoryRef) -> Result<Vec<(String, RemoteFile)>, StoreError> {
         let (hub, downloader) = (&self.sources.hub, &self.sources.downloader);
         let (http, retry, cancel) = (&downloader.http, downloader.retry, &self.context.cancel);
         let listing = hub.list(repository, http, retry, cancel).await?;
@@ -121,22 +126,31 @@ impl Pull<'_> {
         Ok(files)
     }
 
-    async fn download_all(&self, files: Vec<(String, HubFile)>) -> Result<Vec<Fetched>, StoreError> {
+    pub(crate) async fn download_all(
+        &self,
+        files: Vec<(String, RemoteFile)>,
+        retry: Retry,
+    ) -> Result<Vec<Arrived>, StoreError> {
         let totals = files.iter().map(|(_, file)| file.source.size);
         let mut tracker = Tracker::new(self.context.report.clone(), Phase::Download, totals);
         let mut all = Vec::with_capacity(files.len());
-        for (nth, (name, file)) in files.into_iter().enumerate() {
+        for (index, (name, file)) in files.into_iter().enumerate() {
             let path = self.work.join(format!("blob-{name}"));
-            let downloader = &self.sources.downloader;
-            let fetched = downloader
-                .fetch(&file.source, &path, &self.context, &mut tracker, nth)
-                .await?;
-            all.push(Fetched {
+            let order = Order {
+                source: &file.source,
+                target: &path,
+                retry,
+                room: None,
+                index,
+            };
+            let fetched = self.sources.downloader.fetch(&order, &self.context, &mut tracker);
+            let Fetched { size, sha256 } = fetched.await?;
+            all.push(Arrived {
                 path,
                 entry: ManifestFile {
                     name,
-                    size_bytes: fetched.size,
-                    sha256: fetched.sha256,
+                    size_bytes: size,
+                    sha256,
                 },
                 origin: Origin {
                     reference: file.reference,
@@ -149,10 +163,10 @@ impl Pull<'_> {
     }
 
     /// Gives all files their names at once.
-    async fn publish_folder(&self, fetched: Vec<Fetched>) -> Result<StoredModel, StoreError> {
+    pub(crate) async fn publish_folder(&self, arrived: Vec<Arrived>) -> Result<StoredModel, StoreError> {
         let (work, target) = (self.work.clone(), self.target.clone());
         let (mut paths, mut entries, mut origins) = (Vec::new(), Vec::new(), Vec::new());
-        for Fetched { path, entry, origin } in fetched {
+        for Arrived { path, entry, origin } in arrived {
             paths.push(path);
             entries.push(entry);
             origins.push(origin);
@@ -161,11 +175,7 @@ impl Pull<'_> {
         let size = manifest.size_bytes;
         // Each file was held against its announced checksum when it was complete.
         let report = |phase| {
-            (self.context.report)(Progress {
-                phase,
-                done_bytes: size,
-                total_bytes: Some(size),
-            });
+            (self.context.report)(Progress::new(phase, size, Some(size)));
         };
         report(Phase::Verify);
         let publish = move |_: &_| {

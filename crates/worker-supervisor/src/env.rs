@@ -2,6 +2,11 @@
 
 use std::ffi::{OsStr, OsString};
 
+/// Variable by which a process says whose worker it is: that of all supervisors of one folder of records.
+pub(crate) const MARK: &str = "RBEE_SUPERVISOR";
+/// Variable by which a process says which worker it is.
+pub(crate) const WORKER_MARK: &str = "RBEE_WORKER_ID";
+
 /// Variables that a child inherits, with the reason; a `*` at the end stands for anything.
 pub const INHERITED: &[(&str, &str)] = &[
     ("PATH", "a program named without its folder is found"),
@@ -40,6 +45,8 @@ pub const WITHHELD: &[(&str, &str)] = &[
     ("RBEE_MODEL", "given as an argument"),
     ("RBEE_MODEL_ID", "given as an argument"),
     ("RBEE_DEVICE", "given as an argument"),
+    ("RBEE_DEVICE_NAME", "given as an argument"),
+    (MARK, "whose worker a process is, given anew at each start"),
     ("RBEE_STATE_DIR", "another daemon's folder"),
     ("RBEE_INCARNATION", "given anew at each start"),
     ("RBEE_ADVERTISE_HOST", "given as an argument"),
@@ -76,6 +83,8 @@ mod tests {
             "RBEE_SLOTS",
             "RBEE_TOKEN",
             "RBEE_CONFIG",
+            "RBEE_SUPERVISOR",
+            "RBEE_WORKER_ID",
             "AWS_SECRET",
             "PATHOLOGY",
         ];

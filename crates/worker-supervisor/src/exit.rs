@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use nix::sys::signal::Signal;
 
 /// Status by which the loader tells that a shared library is missing.
-const LIBRARIES_MISSING: i32 = 127;
+pub(crate) const LIBRARIES_MISSING: i32 = 127;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

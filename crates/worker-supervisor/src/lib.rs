@@ -1,15 +1,29 @@
-//! Keeps worker processes: starts them, sees them end at once, starts them again, stops them.
+//! Keeps worker processes: starts them, sees them end at once, starts them again, stops them, and takes over those that
+//! an earlier supervisor left behind.
 //!
-//! Owns: child processes, their environment and log files, the pause before a restart, and the decision to give up.
+//! Owns: worker processes, their environment, log files, records and memory groups, the pause before a restart, and the
+//! decision to give up.
 //! Must not know: models, devices, ports, heartbeats or HTTP; what a worker is for.
 //!
-//! A child stays in the process group of its parent, so that a terminal's Ctrl-C reaches both, and it writes to its log
-//! file itself, so that it goes on when its parent is killed.
+//! A worker writes to its log file itself, so that it goes on when its supervisor is killed, and it stands in a
+//! [`Record`], by which the next supervisor of the same folder finds it. Whatever carries no mark of this folder's
+//! supervisors is never touched.
 
 mod backoff;
+mod cgroup;
 mod env;
+mod error;
 mod exit;
+mod follow;
+mod launch;
 mod log;
+mod oom;
+mod pidfd;
+mod proc;
+mod process;
+mod reason;
+mod record;
+mod recover;
 mod start_number;
 mod supervisor;
 mod task;
@@ -22,8 +36,11 @@ use std::time::Duration;
 use shared_contract::WorkerId;
 
 pub use backoff::Backoff;
+pub use cgroup::Cgroup;
 pub use env::{INHERITED, WITHHELD};
+pub use error::Error;
 pub use exit::Exit;
+pub use record::{Record, Recovery};
 pub use supervisor::Supervisor;
 
 /// How to keep processes.
@@ -31,6 +48,8 @@ pub use supervisor::Supervisor;
 pub struct Options {
     /// Folder of the log files; made if it is not there.
     pub log_dir: PathBuf,
+    /// Folder of the records of living workers; made if it is not there. One supervisor at a time may use it.
+    pub records_dir: PathBuf,
     /// A log that grows beyond this is set aside and begun anew.
     pub max_log_bytes: u64,
     /// Log files kept of workers that are gone.
@@ -41,18 +60,28 @@ pub struct Options {
     pub max_workers: usize,
     /// Events that a slow reader may lag behind.
     pub event_capacity: usize,
+    /// Workers get a process group of their own, so that a terminal's Ctrl-C for this process does not reach them.
+    pub survive: bool,
+    /// Where workers get memory groups of their own; none: [`Spec::memory_max_bytes`] is refused.
+    pub cgroup: Option<Cgroup>,
+    /// How long a process that [`Supervisor::recover`] ends has between the request to end and its kill.
+    pub orphan_grace: Duration,
 }
 
 impl Options {
-    /// The defaults, with logs in this folder.
-    pub fn new(log_dir: impl Into<PathBuf>) -> Self {
+    /// The defaults, with logs and records in these folders.
+    pub fn new(log_dir: impl Into<PathBuf>, records_dir: impl Into<PathBuf>) -> Self {
         Self {
             log_dir: log_dir.into(),
+            records_dir: records_dir.into(),
             max_log_bytes: 16 * 1024 * 1024,
             kept_logs: 32,
             backoff: Backoff::default(),
             max_workers: 64,
             event_capacity: 256,
+            survive: false,
+            cgroup: None,
+            orphan_grace: Duration::from_secs(10),
         }
     }
 }
@@ -62,6 +91,9 @@ impl Options {
 pub struct Spec {
     /// Names it, for as long as it is kept: a restarted process has the same.
     pub id: WorkerId,
+    /// What its starter wants to know of it again, also after a crash: kept in [`Kept`] and, on disk and readable, in
+    /// the [`Record`], hence no secrets.
+    pub label: String,
     /// Program: a path, or a name to be found on `PATH`.
     pub program: OsString,
     /// Its arguments.
@@ -73,6 +105,8 @@ pub struct Spec {
     pub start_number: Option<OsString>,
     /// A file that the process writes once it is up; removed before each start.
     pub announce: Option<PathBuf>,
+    /// Memory that it may take; beyond, the system kills it. Needs [`Options::cgroup`].
+    pub memory_max_bytes: Option<u64>,
 }
 
 impl fmt::Debug for Spec {
@@ -80,11 +114,13 @@ impl fmt::Debug for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Spec")
             .field("id", &self.id)
+            .field("label", &self.label)
             .field("program", &self.program)
             .field("args", &self.args)
             .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("start_number", &self.start_number)
             .field("announce", &self.announce)
+            .field("memory_max_bytes", &self.memory_max_bytes)
             .finish()
     }
 }
@@ -107,6 +143,8 @@ pub enum State {
 pub struct Kept {
     /// Names it.
     pub id: WorkerId,
+    /// [`Spec::label`].
+    pub label: String,
     /// What it does.
     pub state: State,
     /// Process id, while it lives.
@@ -170,42 +208,4 @@ pub enum Ending {
     Ended,
     /// It was killed.
     Killed,
-}
-
-/// Why a process is not kept.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The id is taken.
-    #[error("start worker {0}: there is one of this id")]
-    Duplicate(WorkerId),
-    /// No process of this id.
-    #[error("find worker {0}: none of this id is kept here")]
-    Unknown(WorkerId),
-    /// The limit is reached.
-    #[error("start worker {id}: {limit} are kept already, which is the limit; stop one first")]
-    TooMany {
-        /// Which one was to be started.
-        id: WorkerId,
-        /// [`Options::max_workers`].
-        limit: usize,
-    },
-    /// Everything is being stopped.
-    #[error("start worker {0}: all workers are being stopped")]
-    Closed(WorkerId),
-    /// The program cannot be run.
-    #[error("start {}: {source}", program.to_string_lossy())]
-    Spawn {
-        /// The program.
-        program: OsString,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The log cannot be written.
-    #[error("write the log {}: {source}", path.display())]
-    Log {
-        /// The file or its folder.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
 }

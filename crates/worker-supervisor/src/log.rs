@@ -5,10 +5,24 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use shared_contract::WorkerId;
+
 use crate::Error;
 
 /// How much of the end of a log is looked at for its last lines.
 const TAIL_BYTES: u64 = 8 * 1024;
+
+/// How a worker's files are named. An id may hold any printable character; a file must not leave its folder.
+pub(crate) fn file_stem(id: &WorkerId) -> String {
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    id.as_str().chars().map(safe).collect()
+}
 
 /// The log of one worker.
 #[derive(Debug, Clone)]
@@ -17,20 +31,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(folder: &Path, name: &str) -> Self {
-        // An id may hold any printable character; a file name must not leave its folder.
-        let name: String = name
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || "-_.".contains(c) {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
+    pub(crate) fn new(folder: &Path, id: &WorkerId) -> Self {
         Self {
-            path: folder.join(format!("{name}.log")),
+            path: folder.join(format!("{}.log", file_stem(id))),
         }
     }
 
@@ -38,7 +41,8 @@ impl Log {
         &self.path
     }
 
-    fn previous(&self) -> PathBuf {
+    /// What came before.
+    pub(crate) fn previous(&self) -> PathBuf {
         self.path.with_extension("log.1")
     }
 
@@ -61,12 +65,19 @@ impl Log {
         })
     }
 
-    /// Sets the log aside while the child writes to it, once it is larger than this.
-    pub(crate) fn trim(&self, max_bytes: u64) -> io::Result<()> {
-        if fs::metadata(&self.path)?.len() <= max_bytes {
-            return Ok(());
+    /// Whether it is larger than this.
+    pub(crate) fn is_beyond(&self, max_bytes: u64) -> bool {
+        fs::metadata(&self.path).is_ok_and(|file| file.len() > max_bytes)
+    }
+
+    /// Sets the log aside while the child writes to it.
+    pub(crate) fn set_aside(&self) -> io::Result<()> {
+        let mut from = File::open(&self.path)?;
+        let mut to = File::create(self.previous())?;
+        // What comes between copy and cut is lost, so that the last copy before the cut is a short one.
+        for _ in 0..2 {
+            io::copy(&mut from, &mut to)?;
         }
-        fs::copy(&self.path, self.previous())?;
         OpenOptions::new().write(true).open(&self.path)?.set_len(0)
     }
 
@@ -118,10 +129,14 @@ mod tests {
 
     use super::*;
 
+    fn id(text: &str) -> WorkerId {
+        WorkerId::new(text).unwrap()
+    }
+
     #[test]
     fn each_run_begins_a_log_and_the_one_before_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Log::new(folder.path(), "worker-1");
+        let log = Log::new(folder.path(), &id("worker-1"));
         writeln!(log.begin().unwrap(), "first").unwrap();
         writeln!(log.begin().unwrap(), "second").unwrap();
         assert_eq!(log.tail(9), ["second"]);
@@ -131,12 +146,12 @@ mod tests {
     #[test]
     fn a_log_that_grew_too_large_is_set_aside_under_its_writer() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Log::new(folder.path(), "worker-1");
+        let log = Log::new(folder.path(), &id("worker-1"));
         let mut file = log.begin().unwrap();
         writeln!(file, "long ago").unwrap();
-        log.trim(1).unwrap();
+        assert!(log.is_beyond(1) && !log.is_beyond(1024));
+        log.set_aside().unwrap();
         writeln!(file, "now").unwrap();
-        log.trim(1024).unwrap();
         assert_eq!(fs::read_to_string(log.path()).unwrap(), "now\n");
         assert_eq!(fs::read_to_string(log.previous()).unwrap(), "long ago\n");
     }
@@ -144,7 +159,7 @@ mod tests {
     #[test]
     fn the_tail_is_the_last_lines_and_nothing_where_there_is_no_log() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Log::new(folder.path(), "worker-1");
+        let log = Log::new(folder.path(), &id("worker-1"));
         assert!(log.tail(2).is_empty());
         write!(log.begin().unwrap(), "a\nb\n\nc\n").unwrap();
         assert_eq!(log.tail(2), ["b", "c"]);
@@ -152,14 +167,14 @@ mod tests {
 
     #[test]
     fn an_id_cannot_lead_out_of_the_folder() {
-        let log = Log::new(Path::new("/logs"), "../../etc/passwd");
+        let log = Log::new(Path::new("/logs"), &id("../../etc/passwd"));
         assert_eq!(log.path(), Path::new("/logs/.._.._etc_passwd.log"));
     }
 
     #[test]
     fn old_logs_go_and_those_in_use_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let logs: Vec<_> = ["a", "b", "c"].map(|name| Log::new(folder.path(), name)).into();
+        let logs: Vec<_> = ["a", "b", "c"].map(|name| Log::new(folder.path(), &id(name))).into();
         for (age, log) in logs.iter().enumerate() {
             let file = log.begin().unwrap();
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age as u64);

@@ -1,18 +1,24 @@
-//! The handle: start, list, stop, kill.
+//! The handle: start, take over, list, stop, leave.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::Stream;
 use shared_contract::WorkerId;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use crate::launch::launch;
 use crate::log::{self, Log};
+use crate::oom::OomWatch;
+use crate::proc::Proc;
+use crate::record::Records;
+use crate::recover::recover;
 use crate::start_number::StartNumbers;
-use crate::task::{self, Order, Task};
-use crate::{Ending, Error, Event, EventKind, Kept, Options, Spec, State};
+use crate::task::{Beginning, Order, Task};
+use crate::{Ending, Error, Event, EventKind, Kept, Options, Record, Recovery, Spec, State, follow};
 
 /// Keeps processes. Clones share them. Dropping the last one, or the runtime, leaves the processes alone.
 #[derive(Debug, Clone)]
@@ -24,12 +30,14 @@ pub struct Supervisor {
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) start_numbers: StartNumbers,
+    pub(crate) records: Records,
+    pub(crate) proc: Proc,
     table: Mutex<Table>,
     events: broadcast::Sender<Event>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+pub(crate) struct Table {
     closed: bool,
     entries: BTreeMap<WorkerId, Entry>,
 }
@@ -46,6 +54,8 @@ impl Supervisor {
     pub fn new(options: Options) -> Self {
         let (events, _) = broadcast::channel(options.event_capacity);
         let shared = Shared {
+            records: Records::new(&options.records_dir),
+            proc: Proc::system(),
             options,
             start_numbers: StartNumbers::default(),
             table: Mutex::default(),
@@ -61,7 +71,7 @@ impl Supervisor {
     /// Needs a tokio runtime. If it cannot be started this first time, it is not kept.
     pub fn start(&self, spec: Spec) -> Result<u32, Error> {
         let options = &self.shared.options;
-        let log = Log::new(&options.log_dir, spec.id.as_str());
+        let log = Log::new(&options.log_dir, &spec.id);
         let mut table = self.shared.table();
         if table.closed {
             return Err(Error::Closed(spec.id));
@@ -75,31 +85,49 @@ impl Supervisor {
                 limit: options.max_workers,
             });
         }
-        let child = task::launch(&spec, &log, &self.shared.start_numbers)?;
-        let pid = child.id().unwrap_or_default();
-        let (orders, their_orders) = watch::channel(Order::Run);
-        let (ending, ended) = watch::channel(None);
-        let id = spec.id.clone();
-        let kept = Kept {
-            id: id.clone(),
-            state: State::Running,
-            pid: Some(pid),
-            starts: 1,
-            exit: None,
-            reason: None,
-            log: log.path().to_owned(),
+        let group = match (&options.cgroup, spec.memory_max_bytes) {
+            (Some(cgroup), limit) => Some(cgroup.group(&spec.id, limit)?),
+            (None, Some(_)) => return Err(Error::NoCgroup(spec.id)),
+            (None, None) => None,
         };
-        table.entries.insert(id.clone(), Entry { kept, orders, ended });
+        // From before its first moment, so that no kill is missed.
+        let oom = OomWatch::new(self.shared.proc.clone(), group);
+        let process = launch(&self.shared, &spec, &log, oom.group(), 1)?;
+        let pid = process.pid().unwrap_or_default();
+        tracing::info!(worker_id = %spec.id, pid, program = %spec.program.to_string_lossy(), "worker process started");
+        // Its first event comes before those of its task.
+        self.shared.publish(&spec.id, EventKind::Started { pid, starts: 1 });
+        let begin = Begin {
+            state: State::Running,
+            order: Order::Run,
+            oom,
+            starts: 1,
+            beginning: Beginning::Living(process),
+        };
+        table.keep(&self.shared, spec, log, begin);
         let in_use: Vec<PathBuf> = table.entries.values().map(|entry| entry.kept.log.clone()).collect();
         drop(table);
         if let Err(error) = log::prune(&options.log_dir, options.kept_logs, &in_use) {
             tracing::debug!(%error, "old worker logs stay");
         }
-        tracing::info!(worker_id = %id, pid, program = %spec.program.to_string_lossy(), "worker process started");
-        self.shared.publish(&id, EventKind::Started { pid, starts: 1 });
-        let task = Task::new(Arc::clone(&self.shared), spec, log, their_orders);
-        tokio::spawn(task.run(child, ending));
         Ok(pid)
+    }
+
+    /// Takes over what an earlier supervisor left in [`Options::records_dir`].
+    ///
+    /// To be called once, before any start, within a tokio runtime; it reads `/proc` and the records, which takes some
+    /// milliseconds. `respawn` rebuilds the spec of a recorded worker, or says by `None` that it is wanted no more; the
+    /// spec's id is taken from the record.
+    ///
+    /// A worker whose process lives (number, time of start and marks are the recorded ones) is kept as if it had been
+    /// started here, with two differences: no event tells of it, and how it ends may stay unknown ([`Exit::Unknown`]), as it
+    /// is no child of this process. One whose process is gone is started again if the machine's run is the same. What is
+    /// left of earlier supervisors of this folder, and what is wanted no more, is asked to end, and killed after
+    /// [`Options::orphan_grace`], in the background. Other processes are never touched.
+    ///
+    /// [`Exit::Unknown`]: crate::Exit::Unknown
+    pub fn recover(&self, respawn: impl Fn(&Record) -> Option<Spec>) -> Recovery {
+        recover(&self.shared, &respawn)
     }
 
     /// Asks a process to end (SIGTERM), kills it after the grace period, and keeps it no longer. Ends when it is gone.
@@ -118,6 +146,8 @@ impl Supervisor {
                 self.shared.publish(id, EventKind::Stopped);
                 return Ok(Ending::Ended);
             }
+            // First, so that no later supervisor brings it back.
+            self.shared.records.remove(id);
             entry.orders.send_if_modified(|current| current.tighten(order));
             entry.ended.clone()
         };
@@ -151,6 +181,28 @@ impl Supervisor {
         self.stop_all(Duration::ZERO).await;
     }
 
+    /// Keeps nothing any more and takes no new processes, but lets all live: the next supervisor of
+    /// [`Options::records_dir`] takes them over. Those that are being stopped are left to that one, too.
+    pub fn leave(&self) {
+        let mut table = self.shared.table();
+        table.closed = true;
+        for entry in std::mem::take(&mut table.entries).into_values() {
+            entry.orders.send_if_modified(|current| current.tighten(Order::Leave));
+        }
+    }
+
+    /// However this process ends from now on, it is not started again: for one that was asked to end in another way than by
+    /// [`Self::stop`], which may still follow.
+    pub fn expect_end(&self, id: &WorkerId) -> Result<(), Error> {
+        let table = self.shared.table();
+        let entry = table.entries.get(id).ok_or_else(|| Error::Unknown(id.clone()))?;
+        if let Err(error) = self.shared.records.mark_ending(id) {
+            tracing::warn!(worker_id = %id, %error, "worker record cannot be changed");
+        }
+        entry.orders.send_if_modified(|current| current.tighten(Order::Expect));
+        Ok(())
+    }
+
     /// All kept processes, in the order of their ids.
     pub fn list(&self) -> Vec<Kept> {
         self.shared
@@ -173,12 +225,78 @@ impl Supervisor {
 
     /// The last lines that a process printed in its current or last run.
     pub fn log_tail(&self, id: &WorkerId, lines: usize) -> Vec<String> {
-        Log::new(&self.shared.options.log_dir, id.as_str()).tail(lines)
+        Log::new(&self.shared.options.log_dir, id).tail(lines)
+    }
+
+    /// The last `lines` lines that a worker printed, also one that is kept no more, and, if `follow`, those that it prints
+    /// until it is kept no more or is given up. Its log is read on over restarts and while it is set aside; lines are cut
+    /// at 8 KiB. Needs a tokio runtime.
+    pub fn log_lines(
+        &self,
+        id: &WorkerId,
+        lines: usize,
+        follow: bool,
+    ) -> Result<impl Stream<Item = String> + Send + 'static + use<>, Error> {
+        let table = self.shared.table();
+        let ended = table.entries.get(id).filter(|_| follow);
+        let ended = ended.map(|entry| entry.ended.clone());
+        drop(table);
+        follow::lines(Log::new(&self.shared.options.log_dir, id), id, lines, ended)
+    }
+}
+
+/// How the keeping of a worker begins.
+pub(crate) struct Begin {
+    pub(crate) state: State,
+    pub(crate) order: Order,
+    pub(crate) oom: OomWatch,
+    /// Times that it was started before, the living process included.
+    pub(crate) starts: u32,
+    pub(crate) beginning: Beginning,
+}
+
+impl Table {
+    pub(crate) fn has(&self, id: &WorkerId) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    /// Numbers of the processes that are kept.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.entries.values().filter_map(|entry| entry.kept.pid)
+    }
+
+    /// Enters a worker and begins its task.
+    pub(crate) fn keep(&mut self, shared: &Arc<Shared>, spec: Spec, log: Log, begin: Begin) -> Kept {
+        let (orders, their_orders) = watch::channel(begin.order);
+        let (ending, ended) = watch::channel(None);
+        let id = spec.id.clone();
+        let kept = Kept {
+            id: id.clone(),
+            label: spec.label.clone(),
+            state: begin.state,
+            pid: match &begin.beginning {
+                Beginning::Living(process) => process.pid(),
+                Beginning::After(_) => None,
+            },
+            starts: begin.starts,
+            exit: None,
+            reason: None,
+            log: log.path().to_owned(),
+        };
+        let entry = Entry {
+            kept: kept.clone(),
+            orders,
+            ended,
+        };
+        self.entries.insert(id, entry);
+        let task = Task::new(Arc::clone(shared), spec, log, begin.oom, their_orders, begin.starts);
+        tokio::spawn(task.run(begin.beginning, ending));
+        kept
     }
 }
 
 impl Shared {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -189,7 +307,9 @@ impl Shared {
         }
     }
 
+    /// Takes it out of the list and of the records.
     pub(crate) fn forget(&self, id: &WorkerId) {
+        self.records.remove(id);
         self.table().entries.remove(id);
     }
 

@@ -1,25 +1,24 @@
 //! The task that keeps one process: waits for it to end or for an order, and starts it again.
 
 use std::fs;
-use std::io;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use crate::backoff::{Failures, Verdict};
+use crate::launch::launch;
 use crate::log::Log;
-use crate::start_number::StartNumbers;
+use crate::oom::OomWatch;
+use crate::pidfd::Pidfd;
+use crate::process::{Process, end};
 use crate::supervisor::Shared;
-use crate::{Ending, Error, EventKind, Exit, Spec, State, env};
+use crate::{Ending, EventKind, Exit, Spec, State, reason};
 
-/// Pause between two looks at the size of a log.
-const LOG_CHECK: Duration = Duration::from_secs(60);
+/// Pause between two looks at the size of the log and at the kills for want of memory.
+const LOOK: Duration = Duration::from_secs(3);
 /// Lines of the log that the reason of a failure quotes.
 const QUOTED_LINES: usize = 5;
 
@@ -28,8 +27,12 @@ const QUOTED_LINES: usize = 5;
 pub(crate) enum Order {
     /// Live.
     Run,
+    /// It has been asked to end in another way: it is not started again.
+    Expect,
     /// End, by force from this time on.
     Stop { kill_at: Instant },
+    /// Live, but without us.
+    Leave,
 }
 
 impl Order {
@@ -37,8 +40,7 @@ impl Order {
     pub(crate) fn tighten(&mut self, other: Self) -> bool {
         let stricter = match (*self, other) {
             (Self::Stop { kill_at: ours }, Self::Stop { kill_at: theirs }) => theirs < ours,
-            (Self::Run, Self::Stop { .. }) => true,
-            (_, Self::Run) => false,
+            (ours, theirs) => theirs.rank() > ours.rank(),
         };
         if stricter {
             *self = other;
@@ -46,147 +48,203 @@ impl Order {
         stricter
     }
 
+    fn rank(self) -> u8 {
+        match self {
+            Self::Run => 0,
+            Self::Expect => 1,
+            Self::Stop { .. } => 2,
+            Self::Leave => 3,
+        }
+    }
+
     fn kill_at(self) -> Option<Instant> {
         match self {
-            Self::Run => None,
             Self::Stop { kill_at } => Some(kill_at),
+            _ => None,
         }
     }
 }
 
-/// Starts the process of a spec, which prints to its log.
-pub(crate) fn launch(spec: &Spec, log: &Log, numbers: &StartNumbers) -> Result<Child, Error> {
-    let spawn_error = |source| Error::Spawn {
-        program: spec.program.clone(),
-        source,
-    };
-    if let Some(path) = &spec.announce {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(spawn_error(error)),
-            _ => {}
-        }
-    }
-    let stdout = log.begin()?;
-    let stderr = stdout.try_clone().map_err(|source| Error::Log {
-        path: log.path().to_owned(),
-        source,
-    })?;
-    Command::new(&spec.program)
-        .args(&spec.args)
-        .env_clear()
-        .envs(env::inherited(std::env::vars_os()))
-        .envs(spec.env.iter().map(|(name, value)| (name, value)))
-        .envs(spec.start_number.iter().map(|name| (name, numbers.next().to_string())))
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(stderr)
-        .spawn()
-        .map_err(spawn_error)
+/// What a task begins with.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// A process that lives.
+    Living(Process),
+    /// None yet: what is left of earlier ones, which has to end first.
+    After(Vec<Pidfd>),
 }
 
 pub(crate) struct Task {
     shared: Arc<Shared>,
     spec: Spec,
     log: Log,
+    /// It knows the memory group, too.
+    oom: OomWatch,
     orders: watch::Receiver<Order>,
     failures: Failures,
     starts: u32,
 }
 
+/// How attending to a process came to its end.
+enum Attended {
+    Ended { exit: Exit, killed: bool },
+    Left,
+}
+
 impl Task {
-    pub(crate) fn new(shared: Arc<Shared>, spec: Spec, log: Log, orders: watch::Receiver<Order>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        spec: Spec,
+        log: Log,
+        oom: OomWatch,
+        orders: watch::Receiver<Order>,
+        starts: u32,
+    ) -> Self {
         Self {
             shared,
             spec,
             log,
+            oom,
             orders,
             failures: Failures::default(),
-            starts: 1,
+            starts,
         }
     }
 
-    pub(crate) async fn run(mut self, child: Child, ending: watch::Sender<Option<Ending>>) {
-        let mut child = Some(child);
-        while let Some(current) = child {
+    pub(crate) async fn run(mut self, beginning: Beginning, ending: watch::Sender<Option<Ending>>) {
+        let mut process = match beginning {
+            Beginning::Living(process) => Some(process),
+            Beginning::After(rest) => self.start_after(rest).await,
+        };
+        while let Some(current) = process {
             let started = Instant::now();
-            let pid = current.id();
-            let (exit, killed) = self.attend(current).await;
-            if self.kill_at().is_some() || exit == Exit::Code(0) {
+            let pid = current.pid();
+            let (exit, killed) = match self.attend(current).await {
+                Attended::Ended { exit, killed } => (exit, killed),
+                // Its sender goes with us, which tells whoever waits.
+                Attended::Left => return,
+            };
+            if self.order() != Order::Run || exit == Exit::Code(0) {
                 self.finish(pid, exit, killed);
                 let how = if killed { Ending::Killed } else { Ending::Ended };
                 ending.send_replace(Some(how));
                 return;
             }
-            child = self.revive(pid, exit, started.elapsed()).await;
+            let reason = self.explain(exit);
+            process = self.revive(pid, exit, reason, started.elapsed()).await;
         }
         ending.send_replace(Some(Ending::Ended));
     }
 
+    /// Ends what is left of earlier processes of this worker, so that it has their memory, and starts it.
+    async fn start_after(&mut self, rest: Vec<Pidfd>) -> Option<Process> {
+        let grace = self.shared.options.orphan_grace;
+        // They are ended also if this worker is stopped meanwhile.
+        let rest = tokio::spawn(async move {
+            futures_util::future::join_all(rest.into_iter().map(|process| end(process, grace))).await;
+        });
+        let has_order = tokio::select! {
+            _ = rest => false,
+            _ = self.orders.wait_for(|order| *order != Order::Run) => true,
+        };
+        if has_order {
+            self.leave();
+            return None;
+        }
+        match self.launch() {
+            Ok(process) => Some(process),
+            Err(error) => self.revive(None, Exit::Unknown, error, Duration::ZERO).await,
+        }
+    }
+
     /// Waits until the process has ended, and passes on orders to end it.
-    async fn attend(&mut self, mut child: Child) -> (Exit, bool) {
-        let mut asked = false;
+    async fn attend(&mut self, mut process: Process) -> Attended {
+        let mut known = Order::Run;
         let mut killed = false;
-        let mut log_check = interval_at(Instant::now() + LOG_CHECK, LOG_CHECK);
-        log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let kill_at = self.kill_at();
-            if kill_at.is_some() && !asked {
-                asked = true;
-                self.ask_to_end(&child);
+            let order = self.order();
+            if order.rank() > known.rank() {
+                known = order;
+                match order {
+                    Order::Leave => return Attended::Left,
+                    order => self.ask_to_end(&process, order),
+                }
             }
             tokio::select! {
                 // An end that is already there wins over an order.
                 biased;
-                status = child.wait() => return (status.map_or(Exit::Unknown, Exit::from), killed),
-                () = at(kill_at), if !killed => {
+                exit = process.ended() => return Attended::Ended { exit, killed },
+                () = at(order.kill_at()), if !killed => {
                     killed = true;
-                    if let Err(error) = child.start_kill() {
+                    if let Err(error) = process.signal(Signal::SIGKILL) {
                         tracing::warn!(worker_id = %self.spec.id, %error, "worker process cannot be killed");
                     }
                 }
                 _ = self.orders.changed() => {}
-                _ = log_check.tick() => self.trim_log().await,
+                _ = looks.tick() => {
+                    self.oom.look();
+                    self.trim_log().await;
+                }
             }
         }
     }
 
-    fn kill_at(&self) -> Option<Instant> {
-        self.orders.borrow().kill_at()
+    fn order(&self) -> Order {
+        *self.orders.borrow()
     }
 
-    fn ask_to_end(&self, child: &Child) {
+    fn ask_to_end(&self, process: &Process, order: Order) {
         self.shared.update(&self.spec.id, |kept| kept.state = State::Stopping);
-        // Until it has been waited for, the id belongs to it, even if it has ended.
-        let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) else {
+        if order == Order::Expect {
             return;
-        };
-        if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM) {
+        }
+        if let Err(error) = process.signal(Signal::SIGTERM) {
             tracing::warn!(worker_id = %self.spec.id, %error, "worker process cannot be asked to end");
         }
     }
 
-    /// The process was stopped, or ended by itself with status 0.
+    /// The process was to end, or ended by itself with status 0.
     fn finish(&self, pid: Option<u32>, exit: Exit, killed: bool) {
-        let reason = match (self.kill_at(), killed) {
-            (Some(_), true) => "killed, as it did not end within the grace period".to_owned(),
-            (Some(_), false) => "stopped".to_owned(),
-            (None, _) => exit.to_string(),
+        let reason = match (self.order(), killed) {
+            (Order::Stop { .. }, true) => "killed, as it did not end within the grace period".to_owned(),
+            (Order::Stop { .. }, false) => "stopped".to_owned(),
+            (Order::Expect, _) if matches!(exit, Exit::Code(0) | Exit::Unknown) => "ended as asked".to_owned(),
+            _ => self.explain(exit),
         };
         tracing::info!(worker_id = %self.spec.id, reason, "worker process ended");
         // Whoever hears of the exit finds it gone from the list.
         self.shared.forget(&self.spec.id);
-        if let Some(path) = &self.spec.announce {
-            // What it said of itself holds no more; where it said nothing there is no file.
-            let _ = fs::remove_file(path);
-        }
+        self.clear();
         self.shared
             .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
         self.shared.publish(&self.spec.id, EventKind::Stopped);
     }
 
-    /// The process failed: starts it again after a pause. `None` if it is given up or was stopped meanwhile.
-    async fn revive(&mut self, mut pid: Option<u32>, mut exit: Exit, mut lived: Duration) -> Option<Child> {
-        let mut reason = exit.to_string();
+    /// Removes what a worker leaves on disk that is no more.
+    fn clear(&self) {
+        if let Some(path) = &self.spec.announce {
+            // What it said of itself holds no more; where it said nothing there is no file.
+            let _ = fs::remove_file(path);
+        }
+        if let Some(group) = self.oom.group() {
+            group.remove();
+        }
+    }
+
+    fn explain(&self, exit: Exit) -> String {
+        reason::explain(exit, self.oom.has_grown(), &self.log.tail(QUOTED_LINES))
+    }
+
+    /// The process failed: starts it again after a pause. `None` if it is given up, or was to end meanwhile.
+    async fn revive(
+        &mut self,
+        mut pid: Option<u32>,
+        mut exit: Exit,
+        mut reason: String,
+        mut lived: Duration,
+    ) -> Option<Process> {
         loop {
             let after = match self.failures.record(lived, &self.shared.options.backoff) {
                 Verdict::Restart { after } => after,
@@ -205,29 +263,30 @@ impl Task {
             self.shared
                 .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
             self.shared.publish(&self.spec.id, EventKind::Restarting { after });
-            if self.stopped_within(after).await {
+            if self.ordered_within(after).await {
                 self.leave();
                 return None;
             }
-            match launch(&self.spec, &self.log, &self.shared.start_numbers) {
-                Ok(child) => return Some(self.started(child)),
-                Err(error) => {
-                    (pid, exit, reason, lived) = (None, Exit::Unknown, error.to_string(), Duration::ZERO);
-                }
+            match self.launch() {
+                Ok(process) => return Some(process),
+                Err(error) => (pid, exit, reason, lived) = (None, Exit::Unknown, error, Duration::ZERO),
             }
         }
     }
 
-    /// Waits out the pause; `true` if an order to end comes first.
-    async fn stopped_within(&mut self, pause: Duration) -> bool {
-        let stop = self.orders.wait_for(|order| order.kill_at().is_some());
-        timeout(pause, stop).await.is_ok()
+    /// Waits out the pause; `true` if an order to end or to leave comes first.
+    async fn ordered_within(&mut self, pause: Duration) -> bool {
+        let order = self.orders.wait_for(|order| *order != Order::Run);
+        timeout(pause, order).await.is_ok()
     }
 
-    fn started(&mut self, child: Child) -> Child {
+    fn launch(&mut self) -> Result<Process, String> {
+        self.oom.begin();
+        let launched = launch(&self.shared, &self.spec, &self.log, self.oom.group(), self.starts + 1);
+        let process = launched.map_err(|error| error.to_string())?;
         self.starts += 1;
         let starts = self.starts;
-        let pid = child.id().unwrap_or_default();
+        let pid = process.pid().unwrap_or_default();
         tracing::info!(worker_id = %self.spec.id, pid, starts, "worker process started again");
         self.shared.update(&self.spec.id, |kept| {
             kept.state = State::Running;
@@ -235,43 +294,48 @@ impl Task {
             kept.starts = starts;
         });
         self.shared.publish(&self.spec.id, EventKind::Started { pid, starts });
-        child
+        Ok(process)
     }
 
     fn give_up(&self, pid: Option<u32>, exit: Exit, reason: String) {
         let times = self.shared.options.backoff.failures;
         let mut why = format!("{reason}, after {times} failures in a row");
-        let lines = self.log.tail(QUOTED_LINES);
-        if lines.is_empty() {
-            why.push_str("; its log is empty");
-        } else {
-            why.push_str(&format!("; its last lines were: {}", lines.join(" | ")));
-        }
+        reason::quote(&mut why, &self.log.tail(QUOTED_LINES));
         tracing::error!(worker_id = %self.spec.id, reason = why, "worker process fails again and again, giving up");
+        self.shared.records.remove(&self.spec.id);
         self.shared.update(&self.spec.id, |kept| {
             kept.state = State::Failed;
             kept.pid = None;
             kept.exit = Some(exit);
             kept.reason = Some(why.clone());
         });
+        self.clear();
         self.shared
             .publish(&self.spec.id, EventKind::Exited { pid, exit, reason });
         self.shared.publish(&self.spec.id, EventKind::Failed { reason: why });
         // An order that came before the state was set is not lost; one that comes after it finds a failed process.
-        if self.kill_at().is_some() {
+        if self.order() != Order::Run {
             self.leave();
         }
     }
 
+    /// Nothing runs, and nothing shall.
     fn leave(&self) {
+        if self.order() == Order::Leave {
+            // The next supervisor finds its record, and goes on.
+            return;
+        }
         self.shared.forget(&self.spec.id);
+        self.clear();
         self.shared.publish(&self.spec.id, EventKind::Stopped);
     }
 
     async fn trim_log(&self) {
+        if !self.log.is_beyond(self.shared.options.max_log_bytes) {
+            return;
+        }
         let log = self.log.clone();
-        let limit = self.shared.options.max_log_bytes;
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || log.trim(limit)).await {
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || log.set_aside()).await {
             tracing::warn!(worker_id = %self.spec.id, %error, "worker log cannot be set aside");
         }
     }

@@ -1,15 +1,18 @@
 //! The supervisor with real processes.
 
+mod support;
+
 use std::ffi::OsString;
+use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
-use shared_contract::WorkerId;
+use futures_util::StreamExt;
 use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
-use worker_supervisor::{Backoff, Ending, Error, Event, EventKind, Exit, Options, Spec, State, Supervisor};
+use worker_supervisor::{Backoff, Cgroup, Ending, Error, Event, EventKind, Exit, Options, Spec, State, Supervisor};
 
-/// Far longer than anything here takes; reached only by a test that fails.
-const LONG: Duration = Duration::from_secs(60);
+use support::{LONG, id, options, shell};
 
 struct Bed {
     supervisor: Supervisor,
@@ -19,18 +22,16 @@ struct Bed {
 
 /// A supervisor whose pauses are short.
 fn bed() -> Bed {
+    bed_with(|options, _| options)
+}
+
+fn bed_with(change: impl FnOnce(Options, &Path) -> Options) -> Bed {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
-        backoff: Backoff {
-            first: Duration::from_millis(1),
-            max: Duration::from_millis(5),
-            settled: LONG,
-            failures: 5,
-        },
         max_workers: 2,
-        ..Options::new(folder.path().join("logs"))
+        ..options(folder.path())
     };
-    let supervisor = Supervisor::new(options);
+    let supervisor = Supervisor::new(change(options, folder.path()));
     let events = supervisor.subscribe();
     Bed {
         supervisor,
@@ -39,40 +40,22 @@ fn bed() -> Bed {
     }
 }
 
-fn id(text: &str) -> WorkerId {
-    WorkerId::new(text).unwrap()
-}
-
-fn shell(name: &str, script: &str) -> Spec {
-    Spec {
-        id: id(name),
-        program: "/bin/sh".into(),
-        args: vec!["-c".into(), script.into()],
-        env: Vec::new(),
-        start_number: None,
-        announce: None,
-    }
-}
-
 impl Bed {
     async fn next(&mut self) -> EventKind {
-        tokio::time::timeout(LONG, self.events.recv())
-            .await
-            .expect("an event comes")
-            .unwrap()
-            .kind
+        support::next(&mut self.events).await
     }
 
-    /// Waits until the process has written this line.
     async fn printed(&self, name: &str, line: &str) {
-        let id = id(name);
-        tokio::time::timeout(LONG, async {
-            while !self.supervisor.log_tail(&id, 100).iter().any(|last| last == line) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        support::printed(&self.supervisor, name, line).await;
+    }
+
+    /// What the next exit says.
+    async fn exit_reason(&mut self) -> String {
+        loop {
+            if let EventKind::Exited { reason, .. } = self.next().await {
+                return reason;
             }
-        })
-        .await
-        .expect("the line is printed");
+        }
     }
 }
 
@@ -189,7 +172,7 @@ async fn a_process_that_waits_for_its_restart_can_be_stopped() {
             max: LONG,
             ..Backoff::default()
         },
-        ..Options::new(folder.path())
+        ..options(folder.path())
     };
     let supervisor = Supervisor::new(patient);
     let mut events = supervisor.subscribe();
@@ -324,4 +307,167 @@ async fn a_start_that_failed_is_no_process_that_ended() {
         }
     }
     assert_eq!(ended, [Some(first), None, None, None, None]);
+}
+
+#[tokio::test]
+async fn a_process_is_recorded_while_it_is_kept_and_without_its_secrets() {
+    let bed = bed();
+    let spec = Spec {
+        env: vec![("RBEE_TOKEN".into(), "secret-token".into())],
+        ..shell("w", "exec sleep 1000")
+    };
+    let pid = bed.supervisor.start(spec).unwrap();
+    let path = bed.folder.path().join("workers/w.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("secret-token"), "{text}");
+    let record: worker_supervisor::Record = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (record.pid, record.starts, record.label.as_str()),
+        (pid, 1, "label of w")
+    );
+    assert_eq!(bed.supervisor.get(&id("w")).unwrap().label, "label of w");
+
+    bed.supervisor.stop(&id("w"), LONG).await.unwrap();
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_process_of_its_own_group_is_not_reached_by_a_ctrl_c_for_its_parent() {
+    for survive in [false, true] {
+        let bed = bed_with(|options, _| Options { survive, ..options });
+        let pid = bed.supervisor.start(shell("w", "exec sleep 1000")).unwrap();
+        let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid as i32))).unwrap();
+        assert_eq!(group != nix::unistd::getpgrp(), survive);
+        bed.supervisor.kill_all().await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_was_to_end_is_not_started_again_however_it_ends() {
+    let mut bed = bed();
+    bed.supervisor
+        .start(shell("w", "trap 'exit 7' USR1; echo up; while :; do sleep 0.01; done"))
+        .unwrap();
+    bed.printed("w", "up").await;
+    bed.supervisor.expect_end(&id("w")).unwrap();
+    let pid = bed.supervisor.get(&id("w")).unwrap().pid.unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid as i32),
+        nix::sys::signal::Signal::SIGUSR1,
+    )
+    .unwrap();
+    assert_eq!(bed.exit_reason().await, "exit code 7");
+    assert_eq!(bed.next().await, EventKind::Stopped);
+    assert!(bed.supervisor.list().is_empty());
+    let stranger = bed.supervisor.expect_end(&id("w"));
+    assert!(matches!(stranger, Err(Error::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_process_that_says_it_lacks_memory_is_out_of_memory() {
+    let mut bed = bed();
+    let script = "echo 'CUDA_ERROR_OUT_OF_MEMORY: out of memory' >&2; exit 1";
+    bed.supervisor.start(shell("w", script)).unwrap();
+    let reason = bed.exit_reason().await;
+    assert!(reason.starts_with("out of memory: exit code 1"), "{reason}");
+    bed.supervisor.kill_all().await;
+}
+
+#[tokio::test]
+async fn a_missing_library_is_named_where_a_process_cannot_be_loaded() {
+    let mut bed = bed();
+    let script = "echo 'w: error while loading shared libraries: libcuda.so.1: cannot open' >&2; exit 127";
+    bed.supervisor.start(shell("w", script)).unwrap();
+    let reason = bed.exit_reason().await;
+    assert!(reason.contains("libcuda.so.1 is missing"), "{reason}");
+    bed.supervisor.kill_all().await;
+}
+
+/// Plain files stand for the kernel's.
+fn cgroup(root: &Path) -> Cgroup {
+    std::fs::create_dir(root).unwrap();
+    std::fs::write(root.join("cgroup.controllers"), "cpu memory").unwrap();
+    Cgroup::delegated(root).unwrap()
+}
+
+#[tokio::test]
+async fn a_process_is_put_into_a_group_with_its_limit_which_goes_with_it() {
+    let bed = bed_with(|options, folder| Options {
+        cgroup: Some(cgroup(&folder.join("cgroup"))),
+        ..options
+    });
+    let group = bed.folder.path().join("cgroup/worker-w");
+    let spec = Spec {
+        memory_max_bytes: Some(1 << 30),
+        ..shell("w", "exec sleep 1000")
+    };
+    let pid = bed.supervisor.start(spec).unwrap();
+    let read = |name: &str| std::fs::read_to_string(group.join(name)).unwrap();
+    assert_eq!(read("memory.max"), "1073741824");
+    assert_eq!(read("cgroup.procs"), pid.to_string());
+    // The kernel's files do not keep a folder from going; plain ones do.
+    for name in ["memory.max", "cgroup.procs"] {
+        std::fs::remove_file(group.join(name)).unwrap();
+    }
+    bed.supervisor.stop(&id("w"), LONG).await.unwrap();
+    assert!(!group.exists());
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_in_its_group_is_told_from_any_other() {
+    let mut bed = bed_with(|options, folder| Options {
+        cgroup: Some(cgroup(&folder.join("cgroup"))),
+        ..options
+    });
+    let events = bed.folder.path().join("cgroup/worker-w/memory.events");
+    let script = format!("echo oom_kill 1 > {}; kill -9 $$", events.display());
+    bed.supervisor.start(shell("w", &script)).unwrap();
+    let reason = bed.exit_reason().await;
+    assert!(reason.starts_with("out of memory: killed by signal 9"), "{reason}");
+    // The counter stands at 1 before the second start, and grows no more.
+    assert_eq!(bed.exit_reason().await, "killed by signal 9 (SIGKILL)");
+    bed.supervisor.kill_all().await;
+}
+
+#[tokio::test]
+async fn a_limit_without_a_group_to_set_it_by_is_refused() {
+    let bed = bed();
+    let spec = Spec {
+        memory_max_bytes: Some(1),
+        ..shell("w", "exec sleep 1000")
+    };
+    assert!(matches!(bed.supervisor.start(spec), Err(Error::NoCgroup(_))));
+    assert!(bed.supervisor.list().is_empty());
+}
+
+#[tokio::test]
+async fn a_follower_reads_on_over_a_restart_until_the_process_is_given_up() {
+    let bed = bed_with(|options, _| Options {
+        backoff: Backoff {
+            failures: 2,
+            ..options.backoff
+        },
+        ..options
+    });
+    let go = bed.folder.path().join("go");
+    let script = format!("echo run; while [ ! -e {} ]; do sleep 0.01; done; exit 1", go.display());
+    bed.supervisor.start(shell("w", &script)).unwrap();
+    let mut lines = pin!(bed.supervisor.log_lines(&id("w"), 10, true).unwrap());
+    assert_eq!(lines.next().await.unwrap(), "run");
+    std::fs::write(go, "").unwrap();
+    assert_eq!(lines.next().await.unwrap(), "run");
+    assert_eq!(lines.next().await, None);
+}
+
+#[tokio::test]
+async fn the_log_of_a_worker_that_is_gone_can_be_read_and_of_one_that_never_was_cannot() {
+    let mut bed = bed();
+    bed.supervisor.start(shell("w", "echo a; echo b")).unwrap();
+    while bed.next().await != EventKind::Stopped {}
+    let lines: Vec<String> = bed.supervisor.log_lines(&id("w"), 1, true).unwrap().collect().await;
+    assert_eq!(lines, ["b"]);
+    assert!(matches!(
+        bed.supervisor.log_lines(&id("x"), 1, false).map(drop),
+        Err(Error::NoLog { .. })
+    ));
 }

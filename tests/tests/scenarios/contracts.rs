@@ -1,8 +1,8 @@
 //! Stored payloads go on parsing.
 
-use hive_contract::{CapabilitiesReply, HiveHeartbeat};
+use hive_contract::{CapabilitiesReply, DeviceKind, HiveHeartbeat, Operation};
 use rbee_tests::wire;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared_contract::{DropReason, HeartbeatAck};
 use worker_contract::{Endpoint, FinishReason, InferEvent, InferUsage, WorkerHeartbeat, WorkerStatus};
 
@@ -68,13 +68,57 @@ fn unknown_fields_and_words_for_endpoints_are_ignored() {
 }
 
 #[test]
+fn a_device_of_a_kind_that_this_version_does_not_know_is_still_a_device() {
+    let mut beat = wire::payload("hive_gpu_host");
+    beat["capabilities"]["devices"][2]["kind"] = "abacus".into();
+    let beat: HiveHeartbeat = serde_json::from_value(beat).unwrap();
+    assert_eq!(beat.capabilities.unwrap().devices[2].kind, DeviceKind::Unknown);
+}
+
+#[test]
+fn every_operation_is_named_as_it_is_written() {
+    for (name, rest) in [
+        ("worker_spawn", json!({"model": "m"})),
+        (
+            "worker_spawn",
+            json!({"model": "m", "worker": "cuda", "device": "cuda:1", "context_length": 4096, "slots": 8, "keep_alive_s": 0}),
+        ),
+        ("worker_list", json!({})),
+        ("worker_get", json!({"worker_id": "w"})),
+        ("worker_stop", json!({"worker_id": "w", "grace_s": 5})),
+        ("worker_drain", json!({"worker_id": "w"})),
+        ("worker_logs", json!({"worker_id": "w", "lines": 10, "follow": true})),
+        ("model_pull", json!({"model": "m"})),
+        ("model_list", json!({})),
+        ("model_get", json!({"model": "m", "verify": true})),
+        ("model_delete", json!({"model": "m"})),
+        ("device_list", json!({})),
+    ] {
+        let mut stored = rest;
+        stored["operation"] = name.into();
+        let operation: Operation =
+            serde_json::from_value(stored.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(operation.name(), name);
+        let again = serde_json::to_value(operation).unwrap();
+        assert!(contains(&again, &stored), "{again:#}");
+        stored["modle"] = "m".into();
+        assert!(
+            serde_json::from_value::<Operation>(stored).is_err(),
+            "{name}: a word that it does not know"
+        );
+    }
+}
+
+#[test]
 fn full_payloads_survive_a_round_trip() {
     let stored = wire::payload("worker_full");
     let again = serde_json::to_value(worker("worker_full")).unwrap();
     assert!(contains(&again, &stored), "{again:#}");
-    let stored = wire::payload("hive_full");
-    let again = serde_json::to_value(hive("hive_full")).unwrap();
-    assert!(contains(&again, &stored), "{again:#}");
+    for name in ["hive_full", "hive_gpu_host"] {
+        let stored = wire::payload(name);
+        let again = serde_json::to_value(hive(name)).unwrap();
+        assert!(contains(&again, &stored), "{again:#}");
+    }
 }
 
 #[test]

@@ -60,11 +60,11 @@ pub(super) async fn telemetry(State(app): Shared) -> Response {
 }
 
 pub(super) async fn workers(State(app): Shared) -> Json<Value> {
-    Json(operations::list_workers(&app.core))
+    Json(operations::workers::list(&app.core))
 }
 
 pub(super) async fn models(State(app): Shared) -> Result<Json<Value>, ApiError> {
-    operations::list_models(&app.core).await.map(Json)
+    operations::models::list(&app.core).await.map(Json)
 }
 
 /// Answer to `GET /health`.

@@ -19,7 +19,7 @@ pub(super) async fn create(
     State(app): Shared,
     Json(operation): Json<Operation>,
 ) -> Result<(StatusCode, Json<JobAccepted>), ApiError> {
-    let task = operations::check(&app.core, &operation)?;
+    let task = operations::check(&app.core, &operation).await?;
     let theirs = Arc::clone(&app);
     let job = app.jobs.start(operation, &app.core.counters, |job| {
         operations::perform(theirs, task, job)

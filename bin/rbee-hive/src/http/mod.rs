@@ -2,6 +2,7 @@
 
 mod host;
 mod jobs;
+pub(crate) mod models;
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/heartbeats/stream", get(host::telemetry))
         .route("/v1/workers", get(host::workers))
         .route("/v1/models", get(host::models))
+        .route("/v1/models/{id}", get(models::detail))
+        .route("/v1/models/{id}/file", get(models::file))
         .route("/v1/jobs", post(jobs::create).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/stream", get(jobs::stream))

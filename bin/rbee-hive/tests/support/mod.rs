@@ -1,5 +1,6 @@
 //! A hive in this process, workers that are this test program called again, and a queen that only listens.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -10,19 +11,22 @@ use axum::Router;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
-use daemon::{Json, Shutdown};
+use daemon::{Json, Query, Shutdown};
 use eventsource_stream::Eventsource;
 use futures_util::StreamExt;
-use hive_contract::{HiveHeartbeat, JobAccepted, JobEvent};
-use rbee_hive::{Config, RunError};
+use hive_contract::{HiveHeartbeat, JobAccepted, JobEvent, ModelHolder, ModelHolders};
+use rbee_hive::{Config, RunError, Sharing};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use shared_contract::{DropReason, HeartbeatAck, WorkerId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use worker_contract::{QueenList, QueenNotice};
+use worker_contract::{DrainRequest, QueenList, QueenNotice};
+
+pub(crate) mod gguf;
 
 /// Far longer than anything here takes; reached only by a test that fails.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -39,6 +43,8 @@ pub(crate) struct Bed {
     pub(crate) shutdown: Shutdown,
     pub(crate) http: reqwest::Client,
     pub(crate) folder: TempDir,
+    /// Its own, if it can be taken away from it.
+    runtime: Option<Runtime>,
     task: JoinHandle<Result<(), RunError>>,
 }
 
@@ -60,6 +66,16 @@ pub(crate) fn config(folder: &TempDir) -> Config {
         grace: LONG,
         load_timeout: LONG,
         nvml_library: Some("/nowhere/libnvidia-ml.so.1".into()),
+        // Whatever else this machine has.
+        sharing: Sharing {
+            devices: vec!["cpu".into()],
+            ..Sharing::default()
+        },
+        idle_unload: None,
+        keep_workers: false,
+        cgroup: None,
+        catalogue: None,
+        model_cache_max: None,
     }
 }
 
@@ -68,18 +84,42 @@ pub(crate) async fn start() -> Bed {
 }
 
 pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Bed {
-    let folder = tempfile::tempdir().unwrap();
+    start_on(tempfile::tempdir().unwrap(), change).await
+}
+
+/// With the state and the models that another one left.
+pub(crate) async fn start_on(folder: TempDir, change: impl FnOnce(&mut Config)) -> Bed {
     let mut config = config(&folder);
     change(&mut config);
-    let listener = TcpListener::bind(config.address).await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
+    run(folder, config, None).await
+}
+
+/// One that can [`Bed::die`].
+pub(crate) async fn start_doomed() -> Bed {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder);
+    run(folder, config, Some(Runtime::new().unwrap())).await
+}
+
+async fn run(folder: TempDir, config: Config, runtime: Option<Runtime>) -> Bed {
     let shutdown = Shutdown::new();
-    let task = tokio::spawn(rbee_hive::run(config, listener, shutdown.clone()));
+    let (address, announced) = tokio::sync::oneshot::channel();
+    let asked = shutdown.clone();
+    let hive = async move {
+        let listener = TcpListener::bind(config.address).await.unwrap();
+        address.send(listener.local_addr().unwrap()).unwrap();
+        rbee_hive::run(config, listener, asked).await
+    };
+    let task = match &runtime {
+        Some(runtime) => runtime.spawn(hive),
+        None => tokio::spawn(hive),
+    };
     let bed = Bed {
-        base,
+        base: format!("http://{}", announced.await.unwrap()),
         shutdown,
         http: daemon::client::new().unwrap(),
         folder,
+        runtime,
         task,
     };
     within(async {
@@ -123,6 +163,18 @@ impl Bed {
             }
         })
         .await;
+    }
+
+    /// What `/metrics` says of this gauge.
+    pub(crate) async fn figure(&self, name: &str) -> f64 {
+        let answer = within(self.request(Method::GET, "/metrics").send()).await.unwrap();
+        let metrics = answer.text().await.unwrap();
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is not in:\n{metrics}"))
+            .parse()
+            .unwrap()
     }
 
     pub(crate) async fn post_job(&self, operation: &Value) -> Response {
@@ -170,13 +222,21 @@ impl Bed {
 
     /// A model file whose name says how its worker behaves.
     pub(crate) fn model(&self, behaviour: &str) -> String {
+        self.model_of(behaviour, gguf::SMALL)
+    }
+
+    fn model_of(&self, behaviour: &str, header: gguf::Header) -> String {
         let path = self.folder.path().join(format!("{behaviour}.gguf"));
-        std::fs::write(&path, b"GGUF").unwrap();
+        std::fs::write(&path, gguf::with(header)).unwrap();
         format!("file:{}", path.display())
     }
 
     pub(crate) fn spawn_operation(&self, behaviour: &str) -> Value {
-        json!({"operation": "worker_spawn", "model": self.model(behaviour)})
+        self.spawn_operation_of(behaviour, gguf::SMALL)
+    }
+
+    pub(crate) fn spawn_operation_of(&self, behaviour: &str, header: gguf::Header) -> Value {
+        json!({"operation": "worker_spawn", "model": self.model_of(behaviour, header)})
     }
 
     /// Starts a worker and waits until it is ready; its id and process id.
@@ -197,6 +257,14 @@ impl Bed {
         self.http.get(url).send().await.ok()?.json().await.ok()
     }
 
+    /// Asks the hive's only worker for this path, however it answers.
+    pub(crate) async fn tell_worker(&self, path: &str) {
+        let workers = self.workers().await;
+        let port = workers[0]["instance"].as_str().unwrap();
+        // One that is told to end may not answer.
+        let _ = within(self.http.get(format!("http://127.0.0.1:{port}{path}")).send()).await;
+    }
+
     /// What the hive's only worker has seen, once this is true of it.
     pub(crate) async fn seen(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         within(async {
@@ -214,15 +282,29 @@ impl Bed {
     }
 
     /// Asks the hive to end, and waits until it has.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(self) -> TempDir {
         self.shutdown.request();
         within(self.task).await.unwrap().unwrap();
+        self.folder
+    }
+
+    /// Takes the hive's runtime away, and with it everything that it was about to do, as a kill of its process would.
+    pub(crate) async fn die(self) -> TempDir {
+        let runtime = self.runtime.expect("it has a runtime of its own");
+        tokio::task::spawn_blocking(|| runtime.shutdown_timeout(LONG))
+            .await
+            .unwrap();
+        self.folder
     }
 }
 
 /// A queen that acknowledges every beat and passes it on.
 pub(crate) struct Queen {
     pub(crate) url: String,
+    /// The hives that she says have a model, whichever it is.
+    pub(crate) holders: Arc<Mutex<Vec<ModelHolder>>>,
+    /// The models whose holders she was asked for.
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
     /// With the host and port that each was sent to.
     beats: mpsc::Receiver<(String, HiveHeartbeat)>,
     _server: tokio::task::JoinSet<()>,
@@ -252,11 +334,25 @@ pub(crate) async fn queen_who_drops(dropped: Option<DropReason>) -> Queen {
             known_incarnation: None,
         })
     };
-    let router = Router::new().route("/v1/hive-heartbeat", post(record));
+    let (holders, asked) = (
+        Arc::<Mutex<Vec<ModelHolder>>>::default(),
+        Arc::<Mutex<Vec<String>>>::default(),
+    );
+    let (known, questions) = (Arc::clone(&holders), Arc::clone(&asked));
+    let who_has = move |Query(query): Query<BTreeMap<String, String>>| async move {
+        questions.lock().unwrap().push(query["reference"].clone());
+        let holders = known.lock().unwrap().clone();
+        Json(ModelHolders { holders })
+    };
+    let router = Router::new()
+        .route("/v1/hive-heartbeat", post(record))
+        .route("/v1/model-holders", get(who_has));
     let mut server = tokio::task::JoinSet::new();
     server.spawn(async move { axum::serve(listener, router).await.unwrap() });
     Queen {
         url,
+        holders,
+        asked,
         beats,
         _server: server,
     }
@@ -311,15 +407,26 @@ pub(crate) async fn worker() {
         "slow" => ("starting", Some(0.5)),
         _ => ("ready", None),
     };
-    let health = json!({"status": status, "phase": progress.map(|_| "load"), "progress": progress});
+    let health = json!({
+        "worker_id": value("--worker-id").unwrap(),
+        "status": status,
+        "phase": progress.map(|_| "load"),
+        "progress": progress,
+        "idle_ms": (behaviour == "idle").then_some(3_600_000),
+    });
     let listener = TcpListener::bind((value("--host").unwrap().as_str(), 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     std::fs::write(announce, json!({"port": port}).to_string()).unwrap();
+    // The first line that each worker prints; what a test asks for comes after it.
+    println!("\n{behaviour} worker is up");
+    let drain = Arc::new(Drain::default());
     let router = Router::new()
         .route("/health", get(move || async move { Json(health) }))
-        .merge(queens(behaviour == "slow to hear"));
+        .merge(queens(behaviour == "slow to hear"))
+        .merge(requests(&drain, behaviour == "busy"));
     tokio::select! {
         served = axum::serve(listener, router) => served.unwrap(),
+        () = drain.is_over() => {}
         // A test that fails must not leave its workers behind.
         () = orphaned() => {}
     }
@@ -342,10 +449,42 @@ fn queens(is_slow_to_hear: bool) -> Router {
         }
     };
     let incarnation: u64 = std::env::var("RBEE_INCARNATION").unwrap().parse().unwrap();
-    let seen = move || async move { Json(json!({"incarnation": incarnation, "notices": *notices.lock().unwrap()})) };
+    let args = std::env::args().collect::<Vec<_>>().join(" ");
+    let seen = move || async move {
+        Json(json!({"incarnation": incarnation, "args": args, "notices": *notices.lock().unwrap()}))
+    };
     Router::new()
         .route("/v1/queens", post(notice))
         .route("/seen", get(seen))
+}
+
+/// Whether a worker was asked to drain, and has a request at work.
+#[derive(Default)]
+struct Drain(watch::Sender<(bool, bool)>);
+
+impl Drain {
+    async fn is_over(&self) {
+        let mut state = self.0.subscribe();
+        state.wait_for(|state| *state == (true, false)).await.unwrap();
+    }
+}
+
+/// `POST /v1/drain` as a worker has it, `GET /finish`, which ends the request of a busy one, and `GET /say?text=`, which
+/// prints a line.
+fn requests(drain: &Arc<Drain>, is_busy: bool) -> Router {
+    drain.0.send_modify(|state| state.1 = is_busy);
+    let (draining, finishing) = (Arc::clone(drain), Arc::clone(drain));
+    let begin = move |Json(asked): Json<DrainRequest>| async move {
+        println!("asked to finish within {} s", asked.grace_s.unwrap());
+        draining.0.send_modify(|state| state.0 = true);
+        (StatusCode::ACCEPTED, Json(json!({"status": "draining"})))
+    };
+    let finish = move || async move { finishing.0.send_modify(|state| state.1 = false) };
+    let say = |Query(query): Query<BTreeMap<String, String>>| async move { println!("{}", query["text"]) };
+    Router::new()
+        .route("/v1/drain", post(begin))
+        .route("/finish", get(finish))
+        .route("/say", get(say))
 }
 
 async fn orphaned() {

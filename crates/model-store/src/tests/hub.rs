@@ -30,7 +30,7 @@ async fn a_file_of_the_hub_is_pulled_at_the_commit_that_its_branch_stood_for() {
         ("org/repo/m", Some("m.gguf"))
     );
     assert_eq!(store.get(&reference()).await.unwrap(), Some(model.clone()));
-    assert_eq!(store.list().await.unwrap(), [model]);
+    assert_eq!(store.list().await.unwrap().models, [model]);
     let asked: Vec<_> = test
         .hub
         .seen()

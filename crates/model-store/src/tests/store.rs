@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::sync::Arc;
 
 use super::support::{TestHub, listen, noise, options, pull, reference, sha256};
-use crate::{ModelRef, ModelStore, Phase, StoreError};
+use crate::{Listing, ModelRef, ModelStore, Phase, StoreError};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn a_catalogue_name_resolves_to_its_pinned_file() {
     let entry = store.catalogue().get("gemma3-270m").unwrap();
     assert_eq!(
         (model.size_bytes, model.sha256.as_ref()),
-        (Some(253_113_024), Some(&entry.sha256))
+        (Some(253_113_024), entry.sha256.as_ref())
     );
     assert_eq!((model.id.as_str(), model.parts.len()), ("gemma3-270m", 4));
 }
@@ -56,7 +56,7 @@ async fn a_file_of_this_host_is_used_where_it_lies() {
     );
     assert_eq!(model.id.as_str(), "my-model");
     assert_eq!(store.get(&reference).await.unwrap(), Some(model));
-    assert_eq!(store.list().await.unwrap(), []);
+    assert_eq!(store.list().await.unwrap(), Listing::default());
 
     let folder: ModelRef = format!("file:{}", root.path().display()).parse().unwrap();
     let error = pull(&store, &folder).await.unwrap_err();
@@ -108,7 +108,7 @@ async fn a_pull_waits_for_another_process_and_can_be_cancelled_while_it_waits() 
     let store = ModelStore::open_with(root.path(), test.options()).unwrap();
     let locks = root.path().join(".locks");
     std::fs::create_dir_all(&locks).unwrap();
-    let lock = locks.join(crate::store::folder_name(&reference()));
+    let lock = locks.join(crate::folder::folder_name(&reference()));
     let lock = Arc::new(
         OpenOptions::new()
             .write(true)
@@ -165,7 +165,7 @@ async fn a_dropped_pull_gives_the_lock_back_and_the_next_one_finishes() {
 }
 
 #[tokio::test]
-async fn a_damaged_model_is_not_shown_and_the_next_pull_replaces_it() {
+async fn a_damaged_model_is_not_given_out_and_the_next_pull_replaces_it() {
     let (root, content) = (tempfile::tempdir().unwrap(), noise(1000, 4));
     let test = TestHub::with(&content, None, Some(&sha256(&content))).await;
     let store = ModelStore::open_with(root.path(), test.options()).unwrap();
@@ -180,8 +180,10 @@ async fn a_damaged_model_is_not_shown_and_the_next_pull_replaces_it() {
             .unwrap(),
         }
         assert_eq!(store.get(&reference()).await.unwrap(), None, "{damage}");
-        assert_eq!(store.list().await.unwrap(), [], "{damage}");
-        assert_eq!(pull(&store, &reference()).await.unwrap(), model, "{damage}");
+        let listing = store.list().await.unwrap();
+        assert_eq!((listing.models.len(), listing.damaged.len()), (0, 1), "{damage}");
+        let again = pull(&store, &reference()).await.unwrap();
+        assert_eq!((&again.path, &again.sha256), (&model.path, &model.sha256), "{damage}");
         assert_eq!(std::fs::read(&model.path).unwrap(), content, "{damage}");
     }
 }
@@ -192,7 +194,7 @@ async fn foreign_files_in_the_folder_are_left_alone_and_not_listed() {
     std::fs::write(root.path().join("notes.txt"), "mine").unwrap();
     std::fs::create_dir(root.path().join("other")).unwrap();
     let store = ModelStore::open_with(root.path(), options()).unwrap();
-    assert_eq!(store.list().await.unwrap(), []);
+    assert_eq!(store.list().await.unwrap(), Listing::default());
     assert_eq!(std::fs::read(root.path().join("notes.txt")).unwrap(), b"mine");
 }
 
@@ -207,7 +209,7 @@ async fn the_last_word_of_every_pull_is_done_with_the_whole_size() {
             .pull(&reference(), progress, &CancellationToken::new())
             .await
             .unwrap();
-        let last = *heard.lock().unwrap().last().unwrap();
+        let last = heard.lock().unwrap().last().unwrap().clone();
         assert_eq!(
             (last.phase, last.done_bytes, last.total_bytes),
             (Phase::Done, 1000, Some(1000))

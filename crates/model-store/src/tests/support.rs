@@ -1,8 +1,7 @@
-//! Servers on loopback that misbehave on demand, and wheels made on the spot.
+//! Servers on loopback that misbehave on demand, and what all tests need.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,14 +12,19 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
+use reqwest::Url;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ModelRef, ModelStore, Progress, Retry, StoreError, StoreOptions, StoredModel, file};
+use crate::{ModelRef, ModelStore, Peer, Progress, Retry, StoreError, StoreOptions, StoredModel, file};
+
+pub(super) use super::wheel::Wheel;
 
 /// What the server does to one transfer of a file, once.
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
+    /// Nothing: for the transfers before the one that is meant.
+    None,
     /// Sends so many bytes, then breaks the connection.
     Cut(usize),
     /// Sends so many bytes, then nothing.
@@ -64,6 +68,10 @@ enum Page {
 struct Site {
     pages: Vec<(String, Page)>,
     faults: VecDeque<Fault>,
+    /// Whether all transfers ignore ranges.
+    ignores_ranges: bool,
+    /// Whether files are given and not described.
+    refuses_head: bool,
     seen: Vec<Seen>,
 }
 
@@ -144,8 +152,51 @@ impl Server {
         self.file(&path, &wheel.content, Some("wheel"));
     }
 
+    /// What a hive serves that has this model, made of these files.
+    pub(super) fn hive_model(&self, reference: &ModelRef, files: &[(&str, &[u8])], revision: Option<&str>) {
+        let path = format!("/v1/models/{}", reference.model_id().as_str().replace('/', "%2F"));
+        let base = Url::parse(&format!("{}{path}", self.url)).unwrap();
+        let asked = |path: &str, names: &[(&str, &str)]| {
+            let mut url = base.join(path).unwrap();
+            url.query_pairs_mut()
+                .append_pair("reference", &reference.to_string())
+                .extend_pairs(names);
+            format!("{}?{}", url.path(), url.query().unwrap())
+        };
+        let entries = files.iter().map(|(name, content)| {
+            self.file(&asked(&format!("{path}/file"), &[("name", name)]), content, None);
+            serde_json::json!({"name": name, "size_bytes": content.len(), "sha256": sha256(content)})
+        });
+        let detail = serde_json::json!({
+            "id": reference.model_id(),
+            "reference": reference,
+            "size_bytes": files.iter().map(|(_, content)| content.len()).sum::<usize>(),
+            "revision": revision,
+            "files": entries.collect::<Vec<_>>(),
+        });
+        self.put(&asked(&path, &[]), Page::Html(detail.to_string()));
+    }
+
+    /// The hive as it is told to a pull.
+    pub(super) fn peer(&self, name: &str) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            base_url: self.url.clone(),
+            token: None,
+        }
+    }
+
     pub(super) fn fault(&self, fault: Fault) {
         self.site.lock().unwrap().faults.push_back(fault);
+    }
+
+    /// From now on, every transfer sends the whole.
+    pub(super) fn without_ranges(&self) {
+        self.site.lock().unwrap().ignores_ranges = true;
+    }
+
+    pub(super) fn refuse_head(&self) {
+        self.site.lock().unwrap().refuses_head = true;
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
@@ -157,11 +208,17 @@ impl Server {
         let mut seen = self.seen();
         let is_file = |path: &str| path.starts_with("/files/") || path == "/blob";
         seen.retain(|seen| seen.method == Method::GET && is_file(&seen.path));
-        let start = |range: String| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok();
         seen.into_iter()
-            .map(|seen| seen.range.map_or(0, |range| start(range).expect("an open range")))
+            .map(|seen| seen.range.map_or(0, |range| span(&range).0))
             .collect()
     }
+}
+
+/// Start and, where it says one, the end behind the last byte of `bytes=START-LAST`.
+pub(super) fn span(range: &str) -> (u64, Option<u64>) {
+    let (start, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+    let end = Some(last).filter(|last| !last.is_empty());
+    (start.parse().unwrap(), end.map(|last| last.parse::<u64>().unwrap() + 1))
 }
 
 async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Response {
@@ -175,7 +232,9 @@ async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Respo
         range: range.clone(),
         authorization: text(header::AUTHORIZATION),
     });
-    let Some((_, page)) = site.pages.iter().find(|(known, _)| *known == path).cloned() else {
+    let whole = request.uri().to_string();
+    let is_meant = |known: &String| *known == path || *known == whole;
+    let Some((_, page)) = site.pages.iter().find(|(known, _)| is_meant(known)).cloned() else {
         return StatusCode::NOT_FOUND.into_response();
     };
     match page {
@@ -184,12 +243,16 @@ async fn answer(State(site): State<Arc<Mutex<Site>>>, request: Request) -> Respo
         Page::Linked { headers, location } => {
             (StatusCode::FOUND, headers, [(header::LOCATION, location)]).into_response()
         }
+        Page::File { .. } if site.refuses_head && request.method() == Method::HEAD => {
+            StatusCode::METHOD_NOT_ALLOWED.into_response()
+        }
         Page::File { content, etag } => {
             let fault = if request.method() == Method::GET {
                 site.faults.pop_front()
             } else {
                 None
             };
+            let fault = fault.or(site.ignores_ranges.then_some(Fault::IgnoreRange));
             let content = if let Some(Fault::Other(other)) = &fault {
                 Bytes::copy_from_slice(other)
             } else {
@@ -212,13 +275,8 @@ fn transfer(
     }
     let matches = if_range.is_none() || if_range == etag.as_ref() || matches!(fault, Some(Fault::IgnoreIfRange));
     let range = range.filter(|_| matches && !matches!(fault, Some(Fault::IgnoreRange)));
-    let start = range.map(|range| {
-        let start = range
-            .strip_prefix("bytes=")
-            .and_then(|span| span.strip_suffix('-'))
-            .expect("an open range");
-        start.parse::<usize>().unwrap()
-    });
+    let range = range.map(|range| span(&range));
+    let start = range.map(|(start, _)| start as usize);
     let total = content.len();
     let mut response = Response::builder();
     if let Some(etag) = etag {
@@ -231,11 +289,14 @@ fn transfer(
             .body(Body::empty())
             .unwrap();
     }
+    let end = range
+        .and_then(|(_, end)| end)
+        .map_or(total, |end| total.min(end as usize));
     if let Some(start) = start {
         response = response.status(StatusCode::PARTIAL_CONTENT);
-        response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{}/{total}", total - 1));
+        response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{}/{total}", end - 1));
     }
-    let body = content.slice(start.unwrap_or(0)..);
+    let body = content.slice(start.unwrap_or(0)..end);
     response = response.header(header::CONTENT_LENGTH, body.len());
     let pieces = |bytes: Bytes| {
         let pieces: Vec<_> = bytes
@@ -249,9 +310,11 @@ fn transfer(
             // A body that has nothing to give for once makes the server send what it holds back.
             let pause = stream::once(tokio::task::yield_now()).filter_map(async |()| None);
             let broken = stream::once(async { Err(std::io::Error::other("cut by the test")) });
-            Body::from_stream(pieces(body.slice(..*after)).chain(pause).chain(broken))
+            Body::from_stream(pieces(body.slice(..body.len().min(*after))).chain(pause).chain(broken))
         }
-        Some(Fault::Hang(after)) => Body::from_stream(pieces(body.slice(..*after)).chain(stream::pending())),
+        Some(Fault::Hang(after)) => {
+            Body::from_stream(pieces(body.slice(..body.len().min(*after))).chain(stream::pending()))
+        }
         _ => {
             Body::from_stream(pieces(body).map(|piece: Result<_, std::io::Error>| Ok::<_, Infallible>(piece.unwrap())))
         }
@@ -382,48 +445,6 @@ pub(super) fn noise(len: usize, seed: u64) -> Vec<u8> {
 
 pub(super) fn sha256(content: &[u8]) -> String {
     file::hex(&Sha256::digest(content))
-}
-
-/// A wheel as a build tool makes it.
-pub(super) struct Wheel {
-    pub(super) file_name: String,
-    pub(super) content: Vec<u8>,
-}
-
-impl Wheel {
-    /// `package` is spelled with underscores, as in file names.
-    pub(super) fn new(package: &str, version: &str, members: &[(&str, &[u8])]) -> Self {
-        let info = format!("{package}-{version}.dist-info");
-        let metadata = format!("Metadata-Version: 2.1\nName: {package}\nVersion: {version}\nRequires-Python: >=99\n");
-        let tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
-        let mut files: Vec<(String, &[u8])> = members
-            .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), *bytes))
-            .collect();
-        files.push((format!("{info}/METADATA"), metadata.as_bytes()));
-        files.push((format!("{info}/WHEEL"), tag.as_bytes()));
-        let record: String = files
-            .iter()
-            .map(|(name, bytes)| format!("{name},,{}\n", bytes.len()))
-            .collect();
-        files.push((format!("{info}/RECORD"), record.as_bytes()));
-        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-        for (name, bytes) in files {
-            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
-            zip.write_all(bytes).unwrap();
-        }
-        let content = zip.finish().unwrap().into_inner();
-        Self {
-            file_name: format!("{package}-{version}-py3-none-any.whl"),
-            content,
-        }
-    }
-
-    pub(super) fn write_to(&self, folder: &Path) -> PathBuf {
-        let path = folder.join(&self.file_name);
-        std::fs::write(&path, &self.content).unwrap();
-        path
-    }
 }
 
 /// A progress callback that keeps what it hears.

@@ -1,0 +1,217 @@
+//! Finds a device for a model, and reserves its memory at once, so that two workers never count on the same.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hive_contract::{DeviceInfo, DeviceKind};
+use model_format::{Backend, Facts, KV_BLOCK_TOKENS};
+use scheduler::{LEAST_TOKENS, Need, Refused, Room, place};
+use shared_contract::{ModelId, WorkerId};
+
+use crate::core::{Core, Held, Worker};
+use crate::ledger::Ledger;
+use crate::workers::{Grant, Order};
+use crate::{engines, owner};
+
+const BLOCK: NonZeroU64 = NonZeroU64::new(KV_BLOCK_TOKENS).expect("a block has tokens");
+
+/// A worker that somebody wants, wherever it fits.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) id: WorkerId,
+    pub(crate) reference: String,
+    pub(crate) model: ModelId,
+    /// Devices of this kind only.
+    pub(crate) kind: DeviceKind,
+    /// This device only.
+    pub(crate) device: Option<String>,
+    pub(crate) context_length: Option<u32>,
+    pub(crate) slots: Option<u32>,
+    pub(crate) keep_alive: Option<Duration>,
+}
+
+impl Wish {
+    /// The same worker again, on the device that it had.
+    pub(crate) fn again(order: &Order) -> Self {
+        Self {
+            id: order.id.clone(),
+            reference: order.reference.clone(),
+            model: order.model.clone(),
+            kind: order.device.kind,
+            device: Some(order.device.id.clone()),
+            context_length: order.context_length,
+            slots: order.slots,
+            keep_alive: order.keep_alive,
+        }
+    }
+
+    fn admits(&self, device: &DeviceInfo) -> bool {
+        device.kind == self.kind && self.device.as_ref().is_none_or(|wanted| *wanted == device.id)
+    }
+}
+
+/// Chooses a device for the model that has these facts, and enters the worker in the table with its grant. Its process is
+/// still to be started.
+pub(crate) fn reserve(core: &Core, wish: Wish, facts: &Facts, hold: Held) -> Result<Arc<Order>, Refused> {
+    let need = need(facts, wish.kind, wish.context_length);
+    let snapshot = core.monitor.snapshot();
+    let load = snapshot.monitor(core.uptime(), &core.own_pids());
+    let mut devices = core.devices_in(&snapshot);
+    devices.retain(|device| wish.admits(device));
+    let mut outcome = Err(Refused { reasons: Vec::new() });
+    // Looked at and entered in one step: whoever comes next finds the memory promised.
+    core.change_workers(|table| {
+        let measured = core.stats_in(&snapshot, table.clone());
+        let ledger = Ledger {
+            sharing: &core.sharing,
+            ram_available_mb: snapshot.ram_available_mb(),
+            loads: &load.devices,
+            workers: table,
+            measured: &measured,
+        };
+        let rooms: Vec<Room> = devices
+            .iter()
+            .map(|device| room(core, &ledger, &need, device))
+            .collect();
+        outcome = place(&need, &rooms).map(|placed| {
+            let order = Arc::new(Order {
+                id: wish.id,
+                reference: wish.reference,
+                model: wish.model,
+                device: devices.swap_remove(placed.index),
+                grant: Grant {
+                    bytes: placed.bytes,
+                    fixed_bytes: need.fixed_bytes,
+                    kv_tokens: placed.kv_tokens,
+                },
+                context_length: wish.context_length,
+                slots: wish.slots,
+                keep_alive: wish.keep_alive,
+            });
+            table.insert(order.id.clone(), Worker::new(Arc::clone(&order), Some(hold)));
+            order
+        });
+        Vec::new()
+    });
+    outcome
+}
+
+/// What a model takes of a device of this kind.
+fn need(facts: &Facts, kind: DeviceKind, asked: Option<u32>) -> Need {
+    let backend = match kind {
+        DeviceKind::Cpu => Backend::Cpu,
+        _ => Backend::Gpu,
+    };
+    let memory = facts.memory(backend);
+    let trained = match facts.context_length {
+        0 => LEAST_TOKENS,
+        tokens => tokens.into(),
+    };
+    Need::new(
+        memory.total(0),
+        memory.kv_bytes_per_token,
+        BLOCK,
+        trained,
+        asked.map(u64::from),
+    )
+}
+
+fn room(core: &Core, ledger: &Ledger<'_>, need: &Need, device: &DeviceInfo) -> Room {
+    let free_bytes = ledger.free(&device.id, device.kind);
+    let most_bytes = match device.kind {
+        DeviceKind::Cpu => core.sharing.worker_memory_max.unwrap_or(u64::MAX),
+        _ => u64::MAX,
+    };
+    let closed = engines::obstacle(&core.engines, device)
+        .or_else(|| {
+            let owners = core.owners();
+            let owner = owners.on(&device.id)?;
+            Some(format!("its owner is at work: {}", owner::describe(owner)))
+        })
+        .or_else(|| beyond(need, most_bytes))
+        .or_else(|| match free_bytes {
+            Some(_) => None,
+            None => Some("it does not tell how much of its memory is in use".to_owned()),
+        });
+    Room {
+        id: device.id.clone(),
+        total_bytes: device.memory_total_mb << 20,
+        free_bytes: free_bytes.unwrap_or(0).min(most_bytes),
+        closed,
+    }
+}
+
+/// Why a model cannot be served where a worker may take `most_bytes`, whatever is free; `None` if it can.
+fn beyond(need: &Need, most_bytes: u64) -> Option<String> {
+    let least = need.bytes(need.least_tokens);
+    (least > most_bytes).then(|| {
+        format!(
+            "it takes {} MiB with a cache of {} tokens, and a worker may take {} MiB (--worker-memory-max of the hive)",
+            least.div_ceil(1 << 20),
+            need.least_tokens,
+            most_bytes >> 20
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            family: "llama".into(),
+            name: None,
+            parameters: 8_000_000_000,
+            layers: 32,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            context_length: 8192,
+            vocab_size: 128_256,
+            width: 4096,
+            hidden: 14_336,
+            quantization: "Q4_K".into(),
+            weight_bytes: 5 << 30,
+            cpu_weight_bytes: 6 << 30,
+            gpu_weight_bytes: 5 << 30,
+            kv_bytes_per_token: 128 << 10,
+            cpu_kv_bytes_per_token: 128 << 10,
+            chat: true,
+        }
+    }
+
+    #[test]
+    fn what_a_model_takes_depends_on_what_computes_with_it() {
+        let (cpu, gpu) = (
+            need(&facts(), DeviceKind::Cpu, None),
+            need(&facts(), DeviceKind::Cuda, None),
+        );
+        assert!(cpu.fixed_bytes > 6 << 30);
+        assert!(gpu.fixed_bytes > 5 << 30 && gpu.fixed_bytes < cpu.fixed_bytes);
+        assert_eq!((gpu.least_tokens, gpu.wanted_tokens), (4096, 8192));
+        // What is planned is what the model's header says, to the byte.
+        assert_eq!(gpu.bytes(8192), facts().memory(Backend::Gpu).total(8192));
+    }
+
+    #[test]
+    fn a_model_that_takes_more_than_a_worker_may_is_told_so() {
+        let need = need(&facts(), DeviceKind::Cpu, None);
+        assert_eq!(beyond(&need, need.bytes(4096)), None);
+        let why = beyond(&need, need.bytes(4096) - 1).unwrap();
+        assert!(
+            why.contains("--worker-memory-max") && why.contains("4096 tokens"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_does_not_say_what_it_was_made_for_gets_the_least() {
+        let silent = Facts {
+            context_length: 0,
+            ..facts()
+        };
+        assert_eq!(need(&silent, DeviceKind::Cpu, None).least_tokens, LEAST_TOKENS);
+    }
+}

@@ -1,0 +1,272 @@
+//! A host with GPUs: how workers are packed onto them, and what happens when their owner wants one.
+//!
+//! No GPU is at hand: the driver is a fake library, and a worker that is told to use a GPU computes on the CPU. Hive, queen,
+//! requests and processes are real. Takes more than five seconds: each worker loads a real model.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use rbee_tests::nvml::{Driver, GpuProcess, Scenario, code};
+use rbee_tests::process::is_alive;
+use rbee_tests::{Cluster, Process, Program, eventually, http, models};
+use serde_json::{Value, json};
+
+/// A worker program that claims to use CUDA, and uses the CPU wherever it is told to use a GPU.
+fn pretending_worker(folder: &std::path::Path) -> PathBuf {
+    let path = folder.join("pretending-worker");
+    let worker = Program::Worker.path();
+    let script = format!(
+        r#"#!/bin/sh
+if [ "$1" = --version ]; then echo "llm-worker-rbee 0.1.0 (cpu, cuda sm_89)"; exit; fi
+last=
+for word; do
+    shift
+    if [ "$last" = --device ]; then set -- "$@" cpu; else set -- "$@" "$word"; fi
+    last=$word
+done
+exec '{}' "$@"
+"#,
+        worker.display()
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A hive on a host with this driver, and the driver.
+struct GpuHost {
+    cluster: Cluster,
+    hive: Process,
+    driver: Scenario,
+    _folder: tempfile::TempDir,
+}
+
+impl GpuHost {
+    /// Each GPU has so much memory.
+    async fn start(gpus: u32, memory_mb: u64, more: &[&str]) -> Self {
+        let mut driver = Driver::with_gpus(gpus);
+        driver.gpus.iter_mut().for_each(|gpu| gpu.memory_mb = memory_mb);
+        let (driver, folder) = (Scenario::new(driver), tempfile::tempdir().unwrap());
+        let cluster = Cluster::start().await;
+        let (library, worker) = (driver.library(), pretending_worker(folder.path()));
+        let url = cluster.url();
+        let args = [
+            "--port",
+            "0",
+            "--queen-url",
+            &url,
+            "--nvml-library",
+            library.to_str().unwrap(),
+        ];
+        let worker = ["--worker-command", worker.to_str().unwrap()];
+        let hive = Process::daemon(Program::Hive, args.iter().chain(&worker).chain(more)).await;
+        Self {
+            cluster,
+            hive,
+            driver,
+            _folder: folder,
+        }
+    }
+
+    async fn spawn(&self, more: &Value) -> Value {
+        let mut operation = json!({"operation": "worker_spawn", "model": models::SMOLLM2, "worker": "cuda"});
+        let more = more.as_object().cloned().unwrap_or_default();
+        operation.as_object_mut().unwrap().extend(more);
+        self.cluster.job(&self.hive, &operation).await
+    }
+
+    /// Spawns a worker that must come up; its device, id and pid.
+    async fn spawned(&self) -> (String, String, i32) {
+        let spawned = self.spawn(&json!({})).await;
+        assert_eq!(spawned["state"], "succeeded", "{spawned:#}");
+        let field = |name: &str| spawned["result"][name].as_str().expect("a text").to_owned();
+        let pid = spawned["result"]["pid"].as_i64().expect("a pid") as i32;
+        (field("device"), field("worker_id"), pid)
+    }
+
+    /// The devices with their load, as the hive lists them.
+    async fn device(&self, id: &str) -> Value {
+        let listed = self.cluster.job(&self.hive, &json!({"operation": "device_list"})).await;
+        let devices = listed["result"]["devices"].as_array().cloned().expect("devices");
+        let found = devices.into_iter().find(|device| device["id"] == id);
+        found.unwrap_or_else(|| panic!("no device {id} in {listed:#}"))
+    }
+
+    /// A process of the machine's owner takes most of a GPU.
+    fn owner_takes(&mut self, gpu: usize) -> Owner {
+        let process = Command::new("sleep").arg("600").spawn().expect("a process");
+        let pid = process.id();
+        self.driver.change(|driver| {
+            driver.gpus[gpu].processes.push(GpuProcess {
+                pid,
+                memory_mb: Some(3_000),
+                draws: true,
+                ..GpuProcess::default()
+            });
+        });
+        Owner(process)
+    }
+
+    fn owner_leaves(&mut self, owner: Owner) {
+        let pid = owner.0.id();
+        drop(owner);
+        self.driver.change(|driver| {
+            driver
+                .gpus
+                .iter_mut()
+                .for_each(|gpu| gpu.processes.retain(|process| process.pid != pid));
+        });
+    }
+}
+
+/// A process that ends with the test.
+struct Owner(Child);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // It has ended by itself if the test took ten minutes.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn environment(pid: i32, variable: &str) -> Option<String> {
+    let text = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let found = text.split(|byte| *byte == 0).find_map(|entry| {
+        entry
+            .strip_prefix(format!("{variable}=").as_bytes())
+            .map(<[u8]>::to_vec)
+    });
+    String::from_utf8(found?).ok()
+}
+
+#[tokio::test]
+async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
+    let mut host = GpuHost::start(8, 4_096, &[]).await;
+    let mut workers = Vec::new();
+    for _ in 0..5 {
+        workers.push(host.spawned().await);
+    }
+    let devices: Vec<&str> = workers.iter().map(|(device, _, _)| device.as_str()).collect();
+    assert_eq!(devices, ["cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:2"]);
+    for (device, _, pid) in &workers {
+        let number: usize = device.trim_start_matches("cuda:").parse().unwrap();
+        let uuid = format!("GPU-00000000-0000-0000-0000-{number:012}");
+        assert_eq!(environment(*pid, "CUDA_VISIBLE_DEVICES"), Some(uuid));
+    }
+    host.cluster.until_ready(models::SMOLLM2, 5).await;
+    let fleet = host.cluster.fleet().await;
+    let mut told: Vec<&str> = fleet.workers.iter().map(|worker| worker.device.as_str()).collect();
+    told.sort_unstable();
+    assert_eq!(told, devices, "what the workers say of themselves");
+    assert_eq!(host.cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
+
+    // What the driver says of a process is its worker's own, and what was promised and not taken counts as taken.
+    let (_, id, pid) = workers.last().cloned().unwrap();
+    let before = host.device("cuda:2").await["load"]["vram_free_mb"].as_u64().unwrap();
+    assert!(before < 4_096 - 512 - 1_000, "{before}");
+    host.driver
+        .change(|driver| driver.gpus[2] = driver.gpus[2].clone().running(pid as u32, 700));
+    eventually("the hive reads the driver again", async || {
+        let workers = http::get(format!("{}/v1/workers", host.hive.url())).await.body;
+        let entry = workers["workers"]
+            .as_array()?
+            .iter()
+            .find(|entry| entry["worker_id"] == id)?
+            .clone();
+        assert!(entry["granted_mb"].as_u64()? > 1_000, "{entry:#}");
+        (entry["vram_mb"] == 700).then_some(())
+    })
+    .await;
+    let device = host.device("cuda:2").await["load"].clone();
+    assert_eq!(
+        (&device["vram_foreign_mb"], &device["owner"]),
+        (&json!(0), &Value::Null),
+        "{device:#}"
+    );
+    let after = device["vram_free_mb"].as_u64().unwrap();
+    assert!(
+        before.abs_diff(after) <= 2,
+        "{before} became {after}, though nothing more was promised"
+    );
+}
+
+#[tokio::test]
+async fn a_model_that_fits_on_no_device_is_refused_with_the_figures_of_each() {
+    let host = GpuHost::start(2, 1_024, &[]).await;
+    let refused = host.spawn(&json!({})).await;
+    assert_eq!(refused["error"]["code"], "no_capacity", "{refused:#}");
+    let message = refused["error"]["message"].as_str().expect("a message");
+    for part in ["step `place`", "cuda:0", "cuda:1", "MiB"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
+    // One that fits is found by asking for less.
+    let host = GpuHost::start(1, 1_700, &[]).await;
+    let small = host.spawn(&json!({"context_length": 1_024})).await;
+    assert_eq!(small["state"], "succeeded", "{small:#}");
+    host.cluster.until_ready(models::SMOLLM2, 1).await;
+    assert_eq!(host.cluster.fleet().await.workers[0].context_length, 1_024);
+}
+
+/// Takes more than half a minute: workers come back only after the owner was gone for that long.
+#[tokio::test]
+async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
+    let mut host = GpuHost::start(2, 4_096, &["--yield-to-owner"]).await;
+    let (device, id, pid) = host.spawned().await;
+    assert_eq!(device, "cuda:0");
+    host.cluster.until_ready(models::SMOLLM2, 1).await;
+
+    let owner = host.owner_takes(0);
+    let seen = host
+        .cluster
+        .until("the queen hears of the owner", |fleet| {
+            let devices = &fleet.hives.first()?.monitor.devices;
+            devices.iter().find(|device| device.id == "cuda:0")?.owner.clone()
+        })
+        .await;
+    assert_eq!((seen.name.as_deref(), seen.vram_mb), (Some("sleep"), 3_000));
+    eventually("the worker has left", async || (!is_alive(pid)).then_some(())).await;
+    let refused = host.spawn(&json!({"device": "cuda:0"})).await;
+    let message = refused["error"]["message"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{refused:#}"));
+    assert!(message.contains("sleep"), "{message}");
+    assert_eq!(host.spawned().await.0, "cuda:1", "the other GPU is free");
+
+    host.owner_leaves(owner);
+    eventually("the worker is back on its GPU", async || {
+        let workers = http::get(format!("{}/v1/workers", host.hive.url())).await.body;
+        let workers = workers["workers"].as_array()?;
+        workers
+            .iter()
+            .any(|worker| worker["worker_id"] == id && worker["device"] == "cuda:0" && worker["state"] == "running")
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gpu_that_falls_off_the_bus_gets_no_worker_and_its_host_says_why() {
+    let mut host = GpuHost::start(2, 4_096, &[]).await;
+    host.driver
+        .change(|driver| driver.gpus[0].error = Some(code::GPU_IS_LOST));
+    let health = host
+        .cluster
+        .until("the queen hears of it", |fleet| {
+            fleet.hives.first()?.health_reason.clone()
+        })
+        .await;
+    assert!(health.contains("cuda:0"), "{health}");
+    assert_eq!(host.spawned().await.0, "cuda:1");
+    host.driver.change(|driver| driver.gpus[0].error = None);
+    host.cluster
+        .until("the host is well again", |fleet| {
+            fleet
+                .hives
+                .first()
+                .filter(|hive| hive.health_reason.is_none())
+                .map(drop)
+        })
+        .await;
+}
