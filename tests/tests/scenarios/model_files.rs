@@ -57,11 +57,11 @@ async fn a_model_that_another_host_has_is_copied_from_there_and_then_served() {
     .await;
 
     // In use it stays; stopped, it can go.
-    let refused = cluster.job(&lonely, &operation("model_delete", models::SMOLLM2)).await;
-    assert_eq!(refused["error"]["code"], "conflict", "{refused:#}");
+    let delete = operation("model_delete", models::SMOLLM2);
+    let refused = http::post(format!("{}/v1/jobs", lonely.url()), &delete).await;
+    assert_eq!((refused.status, refused.code()), (409, "conflict"), "{refused:?}");
     let worker = spawned["result"]["worker_id"].as_str().expect("an id");
-    let message = refused["error"]["message"].as_str().expect("a message");
-    assert!(message.contains(worker), "{message}");
+    assert!(refused.message().contains(worker), "{refused:?}");
     cluster
         .job(&lonely, &json!({"operation": "worker_stop", "worker_id": worker}))
         .await;
@@ -129,8 +129,8 @@ async fn a_download_that_a_kill_interrupted_goes_on_and_is_verified() {
     );
     let again = hub.sent_bytes() - sent;
     assert!(
-        again < size - (sent / 2),
-        "{again} of {size} bytes were sent a second time after {sent}"
+        again < size - (sent / 4),
+        "{again} of {size} bytes were sent after the kill, {sent} before"
     );
 }
 
