@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use shared_contract::WorkerId;
 
-use crate::Error;
 use crate::log::file_stem;
 use crate::proc::counter;
+use crate::{Error, Options, Spec};
 
 /// A folder of the cgroup v2 tree that was given to us: each worker gets a group of its own below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,20 +49,18 @@ impl Cgroup {
             })?;
         }
         let probe = root.join("rbee-probe");
-        fs::create_dir(&probe)
-            .and_then(|()| fs::remove_dir(&probe))
+        // One may be there: that of a process that was killed just then, or tries the same now.
+        unless(io::ErrorKind::AlreadyExists, fs::create_dir(&probe))
+            .and_then(|()| unless(io::ErrorKind::NotFound, fs::remove_dir(&probe)))
             .map_err(|source| error(root, format!("{source}; the folder must be writable for this user")))?;
         Ok(Self { root: root.to_owned() })
     }
 
     /// Makes the group of a worker, or takes it as an earlier process left it, and sets its limit.
-    pub(crate) fn group(&self, id: &WorkerId, memory_max_bytes: Option<u64>) -> Result<Group, Error> {
+    fn group(&self, id: &WorkerId, memory_max_bytes: Option<u64>) -> Result<Group, Error> {
         let path = self.path(id);
         let make = || {
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            unless(io::ErrorKind::AlreadyExists, fs::create_dir(&path))?;
             let limit = memory_max_bytes.map_or("max".to_owned(), |bytes| bytes.to_string());
             fs::write(path.join("memory.max"), limit)
         };
@@ -82,6 +80,20 @@ impl Cgroup {
     fn path(&self, id: &WorkerId) -> PathBuf {
         self.root.join(format!("worker-{}", file_stem(id)))
     }
+}
+
+/// The group that a worker is to be put in, made for it; none where groups are not used.
+pub(crate) fn group_for(options: &Options, spec: &Spec) -> Result<Option<Group>, Error> {
+    match (&options.cgroup, spec.memory_max_bytes) {
+        (Some(cgroup), limit) => Ok(Some(cgroup.group(&spec.id, limit)?)),
+        (None, Some(_)) => Err(Error::NoCgroup(spec.id.clone())),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Takes an error of this kind for success.
+fn unless(kind: io::ErrorKind, result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == kind { Ok(()) } else { Err(error) })
 }
 
 fn has_memory(controllers: &str) -> bool {
@@ -147,6 +159,14 @@ mod tests {
         // Started again, without a limit.
         cgroup.group(&id(), None).unwrap();
         assert_eq!(read("worker-w_1/memory.max"), "max");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_does_not_keep_a_folder_from_being_used() {
+        let root = tree("memory");
+        fs::create_dir(root.path().join("rbee-probe")).unwrap();
+        assert!(Cgroup::delegated(root.path()).is_ok());
+        assert!(!root.path().join("rbee-probe").exists());
     }
 
     #[test]

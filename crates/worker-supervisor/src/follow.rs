@@ -46,6 +46,7 @@ pub(crate) fn lines(
     let reader = Reader {
         log,
         file,
+        is_copy: false,
         position: 0,
         cutter: Cutter::default(),
         ready: VecDeque::new(),
@@ -80,7 +81,8 @@ impl Follower {
             let is_last = self.has_ended();
             let (reader, news) = look(self.reader, self.from_end.take()).await?;
             self.reader = reader;
-            if news {
+            // Without following, the first look is the only one: a worker may print faster than somebody reads.
+            if news && self.ended.is_some() {
                 continue;
             }
             if is_last {
@@ -104,7 +106,7 @@ impl Follower {
 async fn look(mut reader: Reader, from_end: Option<usize>) -> Option<(Reader, bool)> {
     let looked = tokio::task::spawn_blocking(move || {
         let news = match from_end {
-            Some(lines) => reader.skip_to_last(lines).map(|()| true),
+            Some(lines) => reader.take_last(lines).map(|()| true),
             None => reader.read_on(),
         };
         (reader, news)
@@ -124,19 +126,22 @@ struct Reader {
     log: Log,
     /// The log, or what came before, until that was read to its end.
     file: File,
+    /// It is what was set aside while its writer went on: the log continues it.
+    is_copy: bool,
     position: u64,
     cutter: Cutter,
     ready: VecDeque<String>,
 }
 
 impl Reader {
-    /// Goes to where the last lines begin. Lines that only the file before this one has are ready then.
-    fn skip_to_last(&mut self, lines: usize) -> io::Result<()> {
-        let (start, found) = last_lines(&mut self.file, lines)?;
-        if start == 0 && found < lines {
-            self.take_from_previous(lines - found)?;
+    /// Takes the last lines, those that only the file before this one has among them.
+    fn take_last(&mut self, lines: usize) -> io::Result<()> {
+        let last = last_lines(&mut self.file, lines)?;
+        if last.is_whole_file && last.found < lines {
+            self.take_from_previous(lines - last.found)?;
         }
-        self.position = self.file.seek(SeekFrom::Start(start))?;
+        self.cutter.push(&last.text, &mut self.ready);
+        self.position = self.file.stream_position()?;
         Ok(())
     }
 
@@ -145,11 +150,8 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
-        let (start, _) = last_lines(&mut previous, lines)?;
-        previous.seek(SeekFrom::Start(start))?;
-        let mut end = Vec::new();
-        previous.take(WINDOW_BYTES).read_to_end(&mut end)?;
-        self.cutter.push(&end, &mut self.ready);
+        self.cutter
+            .push(&last_lines(&mut previous, lines)?.text, &mut self.ready);
         self.cutter.finish(&mut self.ready);
         Ok(())
     }
@@ -175,6 +177,10 @@ impl Reader {
         if (current.dev(), current.ino()) == (ours.dev(), ours.ino()) {
             return Ok(false);
         }
+        if !self.is_copy {
+            // Another run begins another line.
+            self.cutter.finish(&mut self.ready);
+        }
         self.open_current()?;
         Ok(true)
     }
@@ -186,6 +192,7 @@ impl Reader {
                 let end = previous.metadata()?.len().min(self.position);
                 self.position = previous.seek(SeekFrom::Start(end))?;
                 self.file = previous;
+                self.is_copy = true;
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.open_current(),
@@ -195,13 +202,22 @@ impl Reader {
 
     fn open_current(&mut self) -> io::Result<()> {
         self.file = File::open(self.log.path())?;
+        self.is_copy = false;
         self.position = 0;
         Ok(())
     }
 }
 
-/// Where the last lines of a file begin, and how many there are, within its last [`WINDOW_BYTES`].
-fn last_lines(file: &mut File, lines: usize) -> io::Result<(u64, usize)> {
+/// The end of a file.
+struct LastLines {
+    text: Vec<u8>,
+    found: usize,
+    /// Nothing comes before them in the file.
+    is_whole_file: bool,
+}
+
+/// The last lines of a file, as far as they lie within its last [`WINDOW_BYTES`]. The file stands behind them then.
+fn last_lines(file: &mut File, lines: usize) -> io::Result<LastLines> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(WINDOW_BYTES);
     file.seek(SeekFrom::Start(from))?;
@@ -216,7 +232,11 @@ fn last_lines(file: &mut File, lines: usize) -> io::Result<(u64, usize)> {
         }
         (start, found) = (at, found + 1);
     }
-    Ok((from + start as u64, found))
+    Ok(LastLines {
+        text: end.split_off(start),
+        found,
+        is_whole_file: from == 0 && start == 0,
+    })
 }
 
 /// Cuts what is read into lines of bounded length.
@@ -296,6 +316,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_last_lines_end_even_if_the_writer_does_not() {
+        let (_folder, log) = log();
+        let mut file = log.begin().unwrap();
+        write!(file, "1\n2\n").unwrap();
+        let mut stream = pin!(lines(log.clone(), &id(), 9, None).unwrap());
+        for line in ["1", "2"] {
+            assert_eq!(stream.next().await.unwrap(), line);
+            writeln!(file, "one more for each that is read").unwrap();
+        }
+        assert_eq!(stream.next().await, None);
+    }
+
+    #[tokio::test]
     async fn without_a_log_the_error_names_its_file() {
         let (_folder, log) = log();
         let error = lines(log, &id(), 1, None).map(|_| ()).unwrap_err();
@@ -331,10 +364,11 @@ mod tests {
         writeln!(file, "lf").unwrap();
         assert_eq!(stream.next().await.unwrap(), "2");
         assert_eq!(stream.next().await.unwrap(), "half");
-        // A new run, with something of the old one unread.
-        writeln!(file, "3").unwrap();
+        // A new run, with something of the old one unread, which did not end its last line.
+        write!(file, "3\nabrupt").unwrap();
         write!(log.begin().unwrap(), "4\n5").unwrap();
         assert_eq!(stream.next().await.unwrap(), "3");
+        assert_eq!(stream.next().await.unwrap(), "abrupt");
         assert_eq!(stream.next().await.unwrap(), "4");
         ending.send_replace(Some(Ending::Ended));
         assert_eq!(stream.next().await.unwrap(), "5");

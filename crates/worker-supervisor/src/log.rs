@@ -74,9 +74,12 @@ impl Log {
     pub(crate) fn set_aside(&self) -> io::Result<()> {
         let mut from = File::open(&self.path)?;
         let mut to = File::create(self.previous())?;
-        // What comes between copy and cut is lost, so that the last copy before the cut is a short one.
+        // What comes between copy and cut is lost, so that the last copy before the cut is a short one. Each ends where the
+        // file ended when it began: one who writes faster than this copies would be followed without end.
+        let mut copied = 0;
         for _ in 0..2 {
-            io::copy(&mut from, &mut to)?;
+            let length = from.metadata()?.len();
+            copied += io::copy(&mut from.by_ref().take(length.saturating_sub(copied)), &mut to)?;
         }
         OpenOptions::new().write(true).open(&self.path)?.set_len(0)
     }

@@ -17,10 +17,10 @@ impl OomWatch {
     pub(crate) fn new(proc: Proc, group: Option<Group>) -> Self {
         let mut watch = Self {
             proc,
-            group,
+            group: None,
             looks: [None; 2],
         };
-        watch.begin();
+        watch.begin(group);
         watch
     }
 
@@ -29,8 +29,9 @@ impl OomWatch {
         self.group.as_ref()
     }
 
-    /// A process begins: what came before does not count.
-    pub(crate) fn begin(&mut self) {
+    /// A process begins, in this group: what came before does not count.
+    pub(crate) fn begin(&mut self, group: Option<Group>) {
+        self.group = group;
         self.looks = [self.count(); 2];
     }
 
@@ -75,7 +76,7 @@ mod tests {
         watch.look();
         assert!(!watch.has_grown());
         set(6);
-        watch.begin();
+        watch.begin(None);
         assert!(!watch.has_grown());
     }
 

@@ -42,8 +42,9 @@ pub(crate) fn quote(reason: &mut String, lines: &[String]) {
 
 fn tells_of_memory(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
-    // In this order: our own words and CUDA's, CUDA's name of it, the system's, Rust's allocator's.
+    // In this order: a worker's refusal to load, CUDA's words, its name of it, the system's, Rust's allocator's.
     let signs = [
+        "does not fit",
         "out of memory",
         "out_of_memory",
         "cannot allocate memory",
@@ -89,6 +90,7 @@ mod tests {
         for line in [
             "DriverError(CUDA_ERROR_OUT_OF_MEMORY, ...)",
             "Error: Out of memory: 3 GiB are needed",
+            "Error: the model does not fit: it takes 900 MiB of weights; lower --kv-tokens",
             "memory allocation of 8589934592 bytes failed",
             "mmap: Cannot allocate memory",
         ] {

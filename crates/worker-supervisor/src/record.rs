@@ -1,7 +1,8 @@
 //! What stands on disk of each kept worker, so that a later supervisor finds it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,8 @@ impl Records {
         }
     }
 
-    /// What all supervisors of this folder, one after the other, are called: made up by the first.
+    /// What all supervisors of this folder, one after the other, are called: made up by the first. The folder's own number
+    /// is part of it, so that a copy of the folder makes nobody take another's workers for its own.
     pub(crate) fn instance(&self) -> Result<String, Error> {
         let path = self.folder.join(INSTANCE);
         let read_or_make = || match fs::read_to_string(&path) {
@@ -79,7 +81,12 @@ impl Records {
                 Ok(name)
             }
         };
-        read_or_make().map_err(|source| Error::Records {
+        let named = || {
+            let name = read_or_make()?;
+            let folder = fs::metadata(&self.folder)?;
+            Ok(format!("{name}.{:x}.{:x}", folder.dev(), folder.ino()))
+        };
+        named().map_err(|source| Error::Records {
             path: path.clone(),
             source,
         })
@@ -144,7 +151,14 @@ impl Records {
 
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    fs::write(&new, content)?;
+    // For this user alone: labels are others' words.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(content)?;
     fs::rename(&new, path)
 }
 
@@ -177,6 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_a_folder_has_supervisors_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (original, copy) = (folder.path().join("original"), folder.path().join("copy"));
+        let name = Records::new(&original).instance().unwrap();
+        fs::create_dir(&copy).unwrap();
+        fs::copy(original.join(INSTANCE), copy.join(INSTANCE)).unwrap();
+        assert_ne!(Records::new(&copy).instance().unwrap(), name);
+        // The same folder elsewhere is still the same.
+        let moved = folder.path().join("moved");
+        fs::rename(&original, &moved).unwrap();
+        assert_eq!(Records::new(&moved).instance().unwrap(), name);
+    }
+
+    #[test]
     fn records_are_read_as_they_were_written_last() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path());
@@ -188,6 +216,8 @@ mod tests {
         for record in [&record("b"), &record("a"), &record("c"), &again] {
             records.write(record).unwrap();
         }
+        let file = fs::metadata(folder.path().join("a.json")).unwrap();
+        assert_eq!(file.mode() & 0o777, 0o600);
         records.remove(&record("c").id);
         records.mark_ending(&record("a").id).unwrap();
         let ending = Record {

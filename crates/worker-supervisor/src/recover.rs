@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use shared_contract::WorkerId;
 
 use crate::cgroup::Group;
@@ -48,10 +50,12 @@ pub(crate) fn recover(shared: &Arc<Shared>, respawn: &dyn Fn(&Record) -> Option<
     let (records, damaged) = shared.records.all();
     recovery.forgotten = damaged;
     let recorded = records.iter().map(|record| (record.pid, record.start_ticks)).collect();
-    let mut survivors = survivors(&shared.proc, &instance, &recorded);
+    let (mut survivors, mut unheld) = survivors(&shared.proc, &instance, &recorded);
     let marked: BTreeSet<u32> = survivors.keys().copied().collect();
     let boot_id = shared.proc.boot_id();
-    let ours: BTreeSet<u32> = shared.table().pids().collect();
+    let mut ours: BTreeSet<u32> = shared.table().pids().collect();
+    // Whoever started this process may have given it a worker's environment.
+    ours.insert(std::process::id());
     survivors.retain(|pid, _| !ours.contains(pid));
 
     // First all that live, so that what is left is of no record.
@@ -69,6 +73,14 @@ pub(crate) fn recover(shared: &Arc<Shared>, respawn: &dyn Fn(&Record) -> Option<
             && let Some(survivor) = survivors.remove(&record.pid)
         {
             take_over(shared, &record, survivor.process, respawn(&record), &mut recovery);
+        } else if let Some(error) = unheld.remove(&record.pid) {
+            // A second one beside it would take its memory and its name.
+            shared.records.remove(&record.id);
+            let why = format!(
+                "its process {} may live, but cannot be held ({error}): end it by hand",
+                record.pid
+            );
+            recovery.forgotten.push((record.id, why));
         } else {
             gone.push(record);
         }
@@ -91,13 +103,22 @@ pub(crate) fn recover(shared: &Arc<Shared>, respawn: &dyn Fn(&Record) -> Option<
     recovery
 }
 
-/// Processes of this instance. `recorded`: the numbers that the records name, with the start times of these processes.
-fn survivors(proc: &Proc, instance: &str, recorded: &BTreeMap<u32, u64>) -> BTreeMap<u32, Survivor> {
-    let mut survivors = BTreeMap::new();
+/// Processes of this instance, and those that the system does not let us hold. `recorded`: the numbers that the records
+/// name, with the start times of these processes.
+fn survivors(
+    proc: &Proc,
+    instance: &str,
+    recorded: &BTreeMap<u32, u64>,
+) -> (BTreeMap<u32, Survivor>, BTreeMap<u32, io::Error>) {
+    let (mut survivors, mut unheld) = (BTreeMap::new(), BTreeMap::new());
     let mut unclear = proc.pids();
     for look in 1..=PATIENT_LOOKS {
         unclear.retain(|&pid| match survivor(proc, instance, pid) {
             Look::Ours(survivor) => survivors.insert(pid, survivor).is_some(),
+            Look::Unheld(error) => {
+                tracing::warn!(pid, %error, "process of an earlier run cannot be held, leaving it alone");
+                unheld.insert(pid, error).is_some()
+            }
             Look::Foreign => is_alive_as(proc, pid, recorded.get(&pid)),
             Look::Unclear => look < LOOKS || is_alive_as(proc, pid, recorded.get(&pid)),
         });
@@ -106,7 +127,7 @@ fn survivors(proc: &Proc, instance: &str, recorded: &BTreeMap<u32, u64>) -> BTre
         }
         std::thread::sleep(LOOK_PAUSE);
     }
-    survivors
+    (survivors, unheld)
 }
 
 fn is_alive_as(proc: &Proc, pid: u32, start_ticks: Option<&u64>) -> bool {
@@ -117,6 +138,8 @@ fn is_alive_as(proc: &Proc, pid: u32, start_ticks: Option<&u64>) -> bool {
 /// What a look at a process tells.
 enum Look {
     Ours(Survivor),
+    /// Ours, but there is no pidfd of it: an old kernel, a container that forbids it, or too many open files.
+    Unheld(io::Error),
     Foreign,
     /// Another look may tell.
     Unclear,
@@ -132,8 +155,11 @@ fn survivor(proc: &Proc, instance: &str, pid: u32) -> Look {
     let Some(stat) = proc.stat(pid).filter(|stat| !stat.is_zombie) else {
         return Look::Foreign;
     };
-    let Ok(process) = Pidfd::open(pid, stat.start_ticks) else {
-        return Look::Foreign;
+    let process = match Pidfd::open(pid, stat.start_ticks) {
+        Ok(process) => process,
+        // It has ended in the meantime.
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => return Look::Foreign,
+        Err(error) => return Look::Unheld(error),
     };
     if proc.stat(pid).map(|now| now.start_ticks) != Some(stat.start_ticks) {
         return Look::Foreign;
@@ -166,6 +192,7 @@ fn take_over(shared: &Arc<Shared>, record: &Record, process: Pidfd, spec: Option
         shared.records.remove(&record.id);
         let why = format!("it is wanted no more; its process {pid} is being ended");
         recovery.forgotten.push((record.id.clone(), why));
+        forget_announced(record);
         end_in_background(process, group, shared.options.orphan_grace);
         return;
     };
@@ -211,21 +238,11 @@ fn bring_back(
             respawn(record).ok_or_else(|| format!("its process {} is gone, and it is wanted no more", record.pid))
         }
     };
-    let spec = spec.and_then(|spec| {
-        let group = shared.options.cgroup.as_ref();
-        let group = group
-            .map(|cgroup| cgroup.group(&record.id, spec.memory_max_bytes))
-            .transpose();
-        Ok((spec, group.map_err(|error| error.to_string())?))
-    });
-    let (spec, group) = match spec {
-        Ok(found) => found,
+    let spec = match spec {
+        Ok(spec) => spec,
         Err(why) => {
             shared.records.remove(&record.id);
-            if let Some(announce) = &record.announce {
-                // What it said of itself holds no more.
-                let _ = fs::remove_file(announce);
-            }
+            forget_announced(record);
             if let Some(group) = group_of(shared, &record.id) {
                 group.remove();
             }
@@ -245,11 +262,20 @@ fn bring_back(
     let begin = Begin {
         state: State::Restarting,
         order: Order::Run,
-        oom: OomWatch::new(shared.proc.clone(), group),
+        // What it had; it gets its own when it is started.
+        oom: OomWatch::new(shared.proc.clone(), group_of(shared, &record.id)),
         starts: record.starts,
         beginning: Beginning::After(rest),
     };
     recovery.restarted.push(shared.table().keep(shared, spec, log, begin));
+}
+
+/// Removes what the process of a record said of itself.
+fn forget_announced(record: &Record) {
+    if let Some(announce) = &record.announce {
+        // Where it said nothing there is no file.
+        let _ = fs::remove_file(announce);
+    }
 }
 
 fn group_of(shared: &Shared, id: &WorkerId) -> Option<Group> {

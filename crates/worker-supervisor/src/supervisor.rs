@@ -10,6 +10,7 @@ use shared_contract::WorkerId;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use crate::cgroup::group_for;
 use crate::launch::launch;
 use crate::log::{self, Log};
 use crate::oom::OomWatch;
@@ -19,6 +20,9 @@ use crate::recover::recover;
 use crate::start_number::StartNumbers;
 use crate::task::{Beginning, Order, Task};
 use crate::{Ending, Error, Event, EventKind, Kept, Options, Record, Recovery, Spec, State, follow};
+
+/// As good as without end, and no time that cannot be told.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Keeps processes. Clones share them. Dropping the last one, or the runtime, leaves the processes alone.
 #[derive(Debug, Clone)]
@@ -85,14 +89,14 @@ impl Supervisor {
                 limit: options.max_workers,
             });
         }
-        let group = match (&options.cgroup, spec.memory_max_bytes) {
-            (Some(cgroup), limit) => Some(cgroup.group(&spec.id, limit)?),
-            (None, Some(_)) => return Err(Error::NoCgroup(spec.id)),
-            (None, None) => None,
-        };
+        let group = group_for(options, &spec)?;
         // From before its first moment, so that no kill is missed.
         let oom = OomWatch::new(self.shared.proc.clone(), group);
-        let process = launch(&self.shared, &spec, &log, oom.group(), 1)?;
+        let process = launch(&self.shared, &spec, &log, oom.group(), 1).inspect_err(|_| {
+            if let Some(group) = oom.group() {
+                group.remove();
+            }
+        })?;
         let pid = process.pid().unwrap_or_default();
         tracing::info!(worker_id = %spec.id, pid, program = %spec.program.to_string_lossy(), "worker process started");
         // Its first event comes before those of its task.
@@ -116,7 +120,7 @@ impl Supervisor {
     /// Takes over what an earlier supervisor left in [`Options::records_dir`].
     ///
     /// To be called once, before any start, within a tokio runtime; it reads `/proc` and the records, which takes some
-    /// milliseconds. `respawn` rebuilds the spec of a recorded worker, or says by `None` that it is wanted no more; the
+    /// milliseconds, or half a second where a worker was started just before. `respawn` rebuilds the spec of a recorded worker, or says by `None` that it is wanted no more; the
     /// spec's id is taken from the record.
     ///
     /// A worker whose process lives (number, time of start and marks are the recorded ones) is kept as if it had been
@@ -134,9 +138,9 @@ impl Supervisor {
     ///
     /// Of several calls for one process the shortest grace counts.
     pub async fn stop(&self, id: &WorkerId, grace: Duration) -> Result<Ending, Error> {
-        let order = Order::Stop {
-            kill_at: Instant::now() + grace,
-        };
+        let now = Instant::now();
+        let kill_at = now.checked_add(grace).unwrap_or(now + LONGEST_GRACE);
+        let order = Order::Stop { kill_at };
         let mut ended = {
             let mut table = self.shared.table();
             let entry = table.entries.get(id).ok_or_else(|| Error::Unknown(id.clone()))?;
@@ -151,7 +155,7 @@ impl Supervisor {
             entry.orders.send_if_modified(|current| current.tighten(order));
             entry.ended.clone()
         };
-        // The other end is gone only if the runtime ends, and with it everybody who waits.
+        // The other end is gone if the runtime ends, and with it everybody who waits, or if all are left to live.
         let ending = ended.wait_for(Option::is_some).await.ok().and_then(|ending| *ending);
         Ok(ending.unwrap_or(Ending::Ended))
     }

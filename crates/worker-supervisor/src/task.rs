@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use crate::backoff::{Failures, Verdict};
+use crate::cgroup::group_for;
 use crate::launch::launch;
 use crate::log::Log;
 use crate::oom::OomWatch;
@@ -124,6 +125,10 @@ impl Task {
                 // Its sender goes with us, which tells whoever waits.
                 Attended::Left => return,
             };
+            if self.order() == Order::Leave && exit != Exit::Code(0) {
+                // It died just when it was left: the next supervisor finds it gone, and starts it again.
+                return;
+            }
             if self.order() != Order::Run || exit == Exit::Code(0) {
                 self.finish(pid, exit, killed);
                 let how = if killed { Ending::Killed } else { Ending::Ended };
@@ -281,7 +286,9 @@ impl Task {
     }
 
     fn launch(&mut self) -> Result<Process, String> {
-        self.oom.begin();
+        // Each time: one that was taken over may have none, or another limit than it has now.
+        let group = group_for(&self.shared.options, &self.spec).map_err(|error| error.to_string())?;
+        self.oom.begin(group);
         let launched = launch(&self.shared, &self.spec, &self.log, self.oom.group(), self.starts + 1);
         let process = launched.map_err(|error| error.to_string())?;
         self.starts += 1;

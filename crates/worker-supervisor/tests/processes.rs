@@ -90,6 +90,16 @@ async fn a_process_that_ignores_the_request_to_end_is_killed_after_the_grace_per
 }
 
 #[tokio::test]
+async fn a_grace_period_may_be_longer_than_any_time() {
+    let bed = bed();
+    bed.supervisor.start(shell("w", "exec sleep 1000")).unwrap();
+    assert_eq!(
+        bed.supervisor.stop(&id("w"), Duration::MAX).await.unwrap(),
+        Ending::Ended
+    );
+}
+
+#[tokio::test]
 async fn a_process_may_use_its_grace_period_to_finish() {
     let bed = bed();
     let script = "trap 'echo finished; exit 0' TERM; echo up; while :; do sleep 0.01; done";

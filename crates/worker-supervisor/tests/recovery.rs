@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use worker_supervisor::{Ending, EventKind, Exit, Options, Record, Recovery, Spec, State, Supervisor};
+use worker_supervisor::{Cgroup, Ending, EventKind, Exit, Options, Record, Recovery, Spec, State, Supervisor};
 
 use support::{LONG, id, next, options, shell, until};
 
@@ -191,6 +191,43 @@ async fn an_adopted_worker_that_dies_is_started_again_and_is_a_child_then() {
         panic!("it was not started again")
     };
     assert_eq!((victim.record("w").pid, victim.record("w").starts), (second, 2));
+    supervisor.kill_all().await;
+}
+
+#[tokio::test]
+async fn an_adopted_worker_gets_the_limit_that_it_has_now_when_it_is_started_again() {
+    let mut victim = Victim::start(&[("w", IDLE)]).await;
+    let first = victim.record("w").pid;
+    victim.kill();
+    // The earlier supervisor knew no limits. Plain files stand for the kernel's.
+    let groups = victim.folder.path().join("cgroup");
+    std::fs::create_dir(&groups).unwrap();
+    std::fs::write(groups.join("cgroup.controllers"), "memory").unwrap();
+    let supervisor = Supervisor::new(Options {
+        cgroup: Some(Cgroup::delegated(&groups).unwrap()),
+        ..options(victim.folder.path())
+    });
+    let limited = |record: &Record| {
+        Some(Spec {
+            memory_max_bytes: Some(1 << 30),
+            ..idle(record)?
+        })
+    };
+    let mut events = supervisor.subscribe();
+    assert_eq!(names(&supervisor.recover(limited).adopted), ["w"]);
+    assert!(!groups.join("worker-w").exists());
+
+    signal(first, Signal::SIGKILL);
+    let pid = loop {
+        if let EventKind::Started { pid, .. } = next(&mut events).await {
+            break pid;
+        }
+    };
+    let read = |name: &str| std::fs::read_to_string(groups.join("worker-w").join(name)).unwrap();
+    assert_eq!(
+        (read("memory.max"), read("cgroup.procs")),
+        ("1073741824".into(), pid.to_string())
+    );
     supervisor.kill_all().await;
 }
 
@@ -377,6 +414,22 @@ async fn a_foreign_process_that_has_a_recorded_number_is_never_touched() {
 }
 
 #[tokio::test]
+async fn a_supervisor_of_a_copied_folder_leaves_the_workers_of_the_original_alone() {
+    let victim = Victim::start(&[("kept", IDLE), ("unknown", IDLE)]).await;
+    let pids = ["kept", "unknown"].map(|name| victim.record(name).pid);
+    let copy = tempfile::tempdir().unwrap();
+    let records = copy.path().join("workers");
+    std::fs::create_dir(&records).unwrap();
+    for file in ["instance", "kept.json"] {
+        std::fs::copy(victim.folder.path().join("workers").join(file), records.join(file)).unwrap();
+    }
+    let recovery = Supervisor::new(options(copy.path())).recover(|_| None);
+    assert!(recovery.adopted.is_empty() && recovery.orphans.is_empty());
+    assert!(recovery.forgotten[0].1.contains("is gone"), "{recovery:?}");
+    assert!(pids.into_iter().all(lives));
+}
+
+#[tokio::test]
 async fn a_supervisor_that_leaves_lets_its_workers_live_for_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
     let first = Supervisor::new(options(folder.path()));
@@ -393,6 +446,25 @@ async fn a_supervisor_that_leaves_lets_its_workers_live_for_the_next_one() {
     assert_eq!(second.recover(idle).adopted[0].pid, Some(pid));
     second.kill_all().await;
     assert!(!lives(pid));
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_when_it_is_left_is_started_again_by_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Supervisor::new(options(folder.path()));
+    let pid = first.start(shell("w", IDLE)).unwrap();
+    signal(pid, Signal::SIGKILL);
+    while lives(pid) {
+        std::thread::yield_now();
+    }
+    // The runtime learns of the end, and whoever waits for it runs after this, so that it hears of both at once.
+    tokio::task::yield_now().await;
+    first.leave();
+    tokio::task::yield_now().await;
+
+    let second = Supervisor::new(options(folder.path()));
+    assert_eq!(names(&second.recover(idle).restarted), ["w"]);
+    second.kill_all().await;
 }
 
 #[tokio::test]
