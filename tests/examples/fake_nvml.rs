@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rbee_tests::nvml::{Driver, Gpu, GpuProcess, SCENARIO_VARIABLE, code};
+use rbee_tests::nvml::{Driver, Gpu, GpuProcess, code};
 
 /// 0, or one of [`code`].
 type Return = c_uint;
@@ -85,11 +85,8 @@ fn locked() -> MutexGuard<'static, Library> {
     LIBRARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The file of the scenario: named by the variable, or beside the file that this code was loaded from.
+/// The file of the scenario: beside the one that this code was loaded from.
 fn scenario_file() -> Option<PathBuf> {
-    if let Some(file) = std::env::var_os(SCENARIO_VARIABLE) {
-        return Some(file.into());
-    }
     let mut info = MaybeUninit::<nix::libc::Dl_info>::zeroed();
     // SAFETY: the first argument is an address in this library, which `dladdr` only compares; the second is a writable
     // structure of its type, of which all zeros is a valid value. The name lives as long as the library is loaded,

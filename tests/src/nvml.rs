@@ -7,9 +7,6 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-/// Names the scenario's file to the library. Without it the file lies beside the library, with `.json` added.
-pub const SCENARIO_VARIABLE: &str = "RBEE_FAKE_NVML";
-
 /// NVML's numbers for what went wrong.
 pub mod code {
     /// It was not initialised, or the driver has been loaded anew since.
@@ -175,7 +172,7 @@ impl Scenario {
         self.folder.path().join("libnvidia-ml.so.1")
     }
 
-    /// The file that says what the library answers.
+    /// The file that says what the library answers: it lies beside it, with `.json` added.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("libnvidia-ml.so.1.json")
     }

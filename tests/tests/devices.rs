@@ -268,6 +268,7 @@ fn a_driver_whose_gpus_all_fail_is_initialised_anew() {
 fn a_driver_that_hangs_hides_nothing_else_and_answers_again_later() {
     let mut scenario = Scenario::new(Driver::with_gpus(1));
     let monitor = monitor(&scenario, Duration::from_millis(200));
+    until(&monitor, "the GPU is there", |snapshot| device_ids(snapshot).len() == 2);
     scenario.change(|driver| driver.hangs = true);
     let snapshot = until(&monitor, "the driver is late", |snapshot| {
         let problem = snapshot.problem().unwrap_or_default();

@@ -88,11 +88,16 @@ impl Groups {
                 list if list.split(',').any(|name| name == controller) => Version::One,
                 _ => return None,
             };
-            Some((version, path.trim_start_matches('/')))
+            Some((version, controllers, path.trim_start_matches('/')))
         });
-        own.flat_map(|(version, path)| {
+        own.flat_map(|(version, list, path)| {
             let top = match version {
-                Version::One => self.root.join(controller),
+                // Controllers that are mounted together stand under both names, or under all of theirs alone.
+                Version::One => [controller, list]
+                    .map(|name| self.root.join(name))
+                    .into_iter()
+                    .find(|top| top.is_dir())
+                    .unwrap_or_else(|| self.root.join(controller)),
                 Version::Two => self.root.clone(),
             };
             Path::new(path).ancestors().map(move |path| Group {
@@ -125,12 +130,18 @@ impl Group {
     /// `None` where it has no limit or is not there.
     fn memory(&self) -> Option<MemoryLimit> {
         // The last is the field of `memory.stat` that tells how much of the use the kernel gives up at once.
-        let [limit, used, reclaimable] = match self.version {
-            Version::One => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
-            Version::Two => ["memory.max", "memory.current", "inactive_file"],
+        let (limits, used, reclaimable): (&[_], _, _) = match self.version {
+            Version::One => (
+                &["memory.limit_in_bytes"],
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            ),
+            // Beyond the second limit nothing is killed, but the kernel slows the group down until it comes to a halt.
+            Version::Two => (&["memory.max", "memory.high"], "memory.current", "inactive_file"),
         };
         // The word `max`, which is no number, stands for no limit in version 2.
-        let total = number(&self.folder.join(limit)).filter(|&bytes| bytes < UNLIMITED_V1)?;
+        let limits = limits.iter().filter_map(|limit| number(&self.folder.join(limit)));
+        let total = limits.min().filter(|&bytes| bytes < UNLIMITED_V1)?;
         let used = number(&self.folder.join(used))?;
         let used = used.saturating_sub(field(&self.folder.join("memory.stat"), reclaimable).unwrap_or(0));
         Some(MemoryLimit {
@@ -248,6 +259,14 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_limit_beyond_which_a_group_is_slowed_down_counts_too() {
+        for (max, high, total) in [("1000", "600", 600), ("max", "600", 600), ("500", "max", 500)] {
+            let files = [("memory.max", max), ("memory.high", high), ("memory.current", "100\n")];
+            assert_eq!(memory("0::/\n", &files).unwrap().total, total);
+        }
+    }
+
+    #[test]
     fn a_group_beyond_its_limit_leaves_nothing() {
         let files = [("memory.max", "10\n"), ("memory.current", "20\n")];
         assert_eq!(memory("0::/\n", &files).unwrap().left, 0);
@@ -310,6 +329,13 @@ pub(crate) mod tests {
             assert_eq!(cpu("3:cpuacct:/box\n2:cpu:/box\n", &files), Some(expected));
         }
         assert_eq!(cpu("2:cpu:/box\n", &quota), None);
+        // Mounted together, without the links that stand for each of them.
+        let together = [
+            ("cpu,cpuacct/box/cpu.cfs_quota_us", "200000\n"),
+            ("cpu,cpuacct/box/cpu.cfs_period_us", "100000\n"),
+            ("cpu,cpuacct/box/cpuacct.usage", "3000000000\n"),
+        ];
+        assert_eq!(cpu("2:cpu,cpuacct:/box\n", &together), Some(expected));
         let none = [("cpu/cpu.cfs_quota_us", "-1\n"), ("cpu/cpu.cfs_period_us", "100000\n")];
         assert_eq!(cpu("2:cpu:/\n", &none), None);
     }

@@ -174,9 +174,18 @@ impl Card {
                 ..gpu
             };
         }
-        Gpu {
+        // To be asked for more would wake it, and once a second would never let it sleep.
+        let is_asleep = self.is_asleep();
+        let gpu = Gpu {
             memory_total_mb: self.memory("total"),
             memory_used_mb: self.memory("used"),
+            util_percent: is_asleep.then_some(0.0),
+            ..gpu
+        };
+        if is_asleep {
+            return gpu;
+        }
+        Gpu {
             util_percent: number(&self.folder, "gpu_busy_percent").map(|percent| percent as f32),
             temperature_celsius: self
                 .sensor(&["temp1_input", "temp2_input"])
@@ -195,6 +204,11 @@ impl Card {
             0
         };
         Some((own + mapped) / MB)
+    }
+
+    /// Whether the kernel has switched it off, as nobody uses it.
+    fn is_asleep(&self) -> bool {
+        text(&self.folder, "power/runtime_status").is_some_and(|status| status == "suspended")
     }
 
     /// The first of these sensors that there is.
@@ -376,6 +390,19 @@ mod tests {
             ..Gpu::new(DeviceKind::Rocm, 0)
         };
         assert_eq!(gpus, [expected]);
+    }
+
+    #[test]
+    fn a_card_that_sleeps_is_idle_and_is_not_woken() {
+        let tree = Tree::new();
+        let files = [("power/runtime_status", "suspended"), ("gpu_busy_percent", "87")];
+        tree.card(0, "0000:0a:00.0", "amdgpu", &files)
+            .memory("0000:0a:00.0", "vram", 8 * GIB, 0);
+        let mut drm = tree.drm();
+        let gpu = &present(&mut drm)[0];
+        assert_eq!((gpu.memory_total_mb, gpu.util_percent), (Some(8 * 1024), Some(0.0)));
+        tree.put("0000:0a:00.0", "power/runtime_status", "active");
+        assert_eq!(present(&mut drm)[0].util_percent, Some(87.0));
     }
 
     #[test]
