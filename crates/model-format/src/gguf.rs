@@ -24,6 +24,8 @@ const ARRAY: u32 = 9;
 const FIRST_READ: usize = 1 << 18;
 /// Bytes of a header, beyond any: a vocabulary takes some 20 MiB.
 const MAX_HEADER: usize = 1 << 28;
+/// Values of the metadata, and tensors, beyond any: each takes some ten times the memory of its bytes in the file.
+const MAX_ENTRIES: usize = 1 << 18;
 
 impl ModelFile {
     /// Opens a GGUF file.
@@ -234,6 +236,7 @@ impl<'a> Cursor<'a> {
     fn metadata(&mut self, count: u64) -> Result<BTreeMap<String, Value>, Stop> {
         let mut metadata = BTreeMap::new();
         for _ in 0..count {
+            bounded(metadata.len())?;
             let key = self.name()?;
             if metadata.insert(key.to_owned(), self.value()?).is_some() {
                 let what = format!("{key} is in its metadata twice");
@@ -285,6 +288,7 @@ impl<'a> Cursor<'a> {
     fn tensors(&mut self, count: u64) -> Result<BTreeMap<String, TensorEntry>, Stop> {
         let mut tensors = BTreeMap::new();
         for _ in 0..count {
+            bounded(tensors.len())?;
             let (name, entry) = self.tensor()?;
             if tensors.insert(name.to_owned(), entry).is_some() {
                 let what = format!("tensor {name} is in it twice");
@@ -313,6 +317,15 @@ impl<'a> Cursor<'a> {
         };
         Ok((name, TensorEntry { dtype, dims, place }))
     }
+}
+
+fn bounded(entries: usize) -> Result<(), FormatError> {
+    if entries < MAX_ENTRIES {
+        return Ok(());
+    }
+    Err(FormatError::Damaged(format!(
+        "its header has more than {MAX_ENTRIES} values or tensors"
+    )))
 }
 
 fn element(number: u32) -> Result<Element, FormatError> {

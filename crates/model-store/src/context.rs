@@ -1,6 +1,6 @@
 //! What one pull carries with it: the cancellation, the progress report and the lock.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::OpenOptions;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::StoreError;
+use crate::holds::Lock;
 use crate::progress::{Phase, Progress, Report};
 
 /// How often a pull that waits for another process looks again. The system's blocking lock cannot be cancelled.
@@ -20,31 +21,23 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 pub(crate) struct Context {
     pub(crate) cancel: CancellationToken,
     pub(crate) report: Report,
-    _lock: Arc<File>,
+    _lock: Arc<Lock>,
 }
 
 impl Context {
     /// Waits for the lock file at `path`: at most one pull of a model is at work, in all processes of this host.
     pub(crate) async fn acquire(path: &Path, cancel: CancellationToken, report: Report) -> Result<Self, StoreError> {
         let fail = |source| StoreError::io("lock", path, source);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(fail)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
         let mut told = false;
         loop {
-            match file.try_lock() {
-                Ok(()) => {
-                    return Ok(Self {
-                        cancel,
-                        report,
-                        _lock: Arc::new(file),
-                    });
-                }
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            if let Some(lock) = options.open(path).and_then(Lock::try_exclusive).map_err(fail)? {
+                return Ok(Self {
+                    cancel,
+                    report,
+                    _lock: Arc::new(lock),
+                });
             }
             if !told {
                 report(Progress::new(Phase::Wait, 0, None));

@@ -111,9 +111,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// No space, or no quota, is left.
-    #[error("write {}: the disk is full; free some space there and pull again", path.display())]
+    #[error("write to {}: the disk is full; free some space there, or delete models, and pull again to go on", path.display())]
     DiskFull {
-        /// Which file could not grow.
+        /// Which file could not grow; of a pull, the models' folder.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -124,7 +124,7 @@ pub enum StoreError {
          unused ones are removed by themselves", path.display(), human(*needed_bytes), human(*free_bytes)
     )]
     NoSpace {
-        /// The folder.
+        /// The models' folder.
         path: PathBuf,
         /// What is to come; what lies there already is not counted.
         needed_bytes: u64,
@@ -226,7 +226,7 @@ pub enum StoreError {
         why: String,
     },
     /// The server could not be reached or broke off, also after some retries.
-    #[error("download {url}: {why}")]
+    #[error("download {url}: {why}; pull again once it can be reached")]
     Unreachable {
         /// The address, without query and credentials.
         url: String,
@@ -234,15 +234,28 @@ pub enum StoreError {
         why: String,
     },
     /// The server refuses.
-    #[error("download {url}: the server answered {status}")]
+    #[error("download {url}: the server answered {status}{}", remedy(*status))]
     Refused {
         /// The address, without query and credentials.
         url: String,
         /// HTTP status.
         status: u16,
     },
+    /// The source has another file than the one that is pinned; nothing of it was fetched.
+    #[error(
+        "take {what}: {pinned} is pinned, but the source has one of {offered}; correct the entry in the catalogue, or name a \
+         revision that has the pinned file"
+    )]
+    OtherFile {
+        /// Which file.
+        what: String,
+        /// Size or checksum that is pinned.
+        pinned: String,
+        /// What the source announces instead.
+        offered: String,
+    },
     /// More bytes than allowed or announced.
-    #[error("take {what}: it is larger than {limit_bytes} bytes")]
+    #[error("take {what}: it is larger than {}, the most that it may have", human(*limit_bytes))]
     TooLarge {
         /// Which file.
         what: String,
@@ -250,7 +263,7 @@ pub enum StoreError {
         limit_bytes: u64,
     },
     /// Another size than the one that was announced or pinned.
-    #[error("verify {what}: expected {expected} bytes, found {found}; it was thrown away, pull again")]
+    #[error("verify {what}: expected {expected} bytes, found {found}; nothing of it is used, pull again")]
     WrongSize {
         /// Which file.
         what: String,
@@ -281,6 +294,14 @@ impl StoreError {
         }
     }
 
+    /// Seen from outside of the models' folder: what its disk lacks is the folder's lack, in whichever inner file it showed.
+    pub(crate) fn of_folder(mut self, folder: &Path) -> Self {
+        if let Self::DiskFull { path, .. } | Self::NoSpace { path, .. } = &mut self {
+            *path = folder.to_path_buf();
+        }
+        self
+    }
+
     /// Whether another source would fail, too: the pull was cancelled, or this host has no room or cannot write.
     pub(crate) fn is_about_this_host(&self) -> bool {
         matches!(
@@ -309,6 +330,16 @@ pub(crate) fn human(bytes: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[nth])
 }
 
+/// What a server's refusal means, and what to do about it.
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => ": it does not give the file to everybody; use an address that needs no login",
+        404 | 410 => ": it has no such file; correct the address",
+        429 | 500.. => "; pull again later",
+        _ => "",
+    }
+}
+
 /// An error with all its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -333,7 +364,17 @@ mod tests {
         assert!(matches!(error, StoreError::DiskFull { .. }));
         assert_eq!(
             error.to_string(),
-            "write /models/x.part: the disk is full; free some space there and pull again"
+            "write to /models/x.part: the disk is full; free some space there, or delete models, and pull again to go on"
+        );
+        let inner = StoreError::NoSpace {
+            path: "/models/.work/x".into(),
+            needed_bytes: 3 << 30,
+            free_bytes: 1 << 20,
+        };
+        assert_eq!(
+            inner.of_folder(Path::new("/models")).to_string(),
+            "find room in /models for 3.0 GiB: 1.0 MiB are free; free some space there, delete models, or set \
+             --model-cache-max so that unused ones are removed by themselves"
         );
         let error = StoreError::io(
             "write",
@@ -341,6 +382,20 @@ mod tests {
             io::ErrorKind::PermissionDenied.into(),
         );
         assert!(matches!(error, StoreError::Io { .. }));
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_what_to_do_about_it() {
+        let cases = [
+            (403, "needs no login"),
+            (404, "correct the address"),
+            (503, "pull again later"),
+        ];
+        for (status, remedy) in cases {
+            let url = "https://models.example/m.gguf".to_owned();
+            let said = StoreError::Refused { url, status }.to_string();
+            assert!(said.contains(&status.to_string()) && said.contains(remedy), "{said}");
+        }
     }
 
     #[test]

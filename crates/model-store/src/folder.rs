@@ -4,6 +4,7 @@
 //! ROOT/NAME/manifest.json         a finished model; NAME follows from the reference
 //! ROOT/NAME/files/FILE            one, or all of a repository
 //! ROOT/.work/NAME/                downloads and parts of a pull, kept when it is interrupted
+//! ROOT/.work/NAME/ready/          the finished model, before it gets its name
 //! ROOT/.locks/NAME                held while a pull of this model is at work
 //! ROOT/.locks/NAME@use            held by those who use the model
 //! ROOT/.trash/                    what was removed in one step, and is deleted after it
@@ -106,6 +107,27 @@ impl Folder {
         file::rename(path, &place)?;
         file::sync(&self.root)?;
         Ok(Trash(Some(place)))
+    }
+
+    /// The finished model of a pull, before [`Self::publish`].
+    pub(crate) fn ready(&self, name: &str) -> PathBuf {
+        self.work(name).join("ready")
+    }
+
+    /// Gives a finished model its name, in place of what had it, and removes the pull's work folder. Behind the gate, so that
+    /// nobody who counts what takes room misses it between both places.
+    pub(crate) fn publish(&self, name: &str) -> Result<(), StoreError> {
+        let thrown = {
+            let gate = self.locks.gate()?;
+            let replaced = self.throw(&self.model(name), &gate)?;
+            file::rename(&self.ready(name), &self.model(name))?;
+            [replaced, self.throw(&self.work(name), &gate)?]
+        };
+        for error in thrown.into_iter().filter_map(|trash| trash.delete().err()) {
+            // The model is there; the next store that is opened here tries again.
+            tracing::warn!(%error, "could not remove what a pull has left");
+        }
+        Ok(())
     }
 
     /// Removes a model and what pulls of it have left. The caller has both claims.

@@ -108,6 +108,12 @@ impl Manifest {
         }
     }
 
+    /// Whether it describes what a pull of this model would give. A newer program can pin another file under the same name.
+    pub(crate) fn is_of(&self, model: &Resolved) -> bool {
+        let is_pinned = model.sha256.as_ref().is_none_or(|sha256| *sha256 == self.sha256);
+        self.reference == model.reference && is_pinned
+    }
+
     /// Whether this version reads it. Names are plain, so that none leads out of the folder.
     fn is_known(&self) -> bool {
         let is_plain = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['/', '\\']);
@@ -146,14 +152,16 @@ impl Manifest {
     }
 }
 
-/// Builds a model folder around the finished files, which are moved into it, in the manifest's order.
+/// Builds a model folder around the finished files, which are moved into it, in the manifest's order. After a crash in the
+/// middle, [`look`] tells whether it is whole: the manifest comes first.
 pub(crate) fn write(manifest: &Manifest, finished: &[PathBuf], folder: &Path) -> Result<(), StoreError> {
     let files = folder.join(FILES);
     file::make_dir(&files)?;
+    file::write_json(&folder.join(MANIFEST), manifest)?;
     for (path, entry) in finished.iter().zip(manifest.entries()) {
         file::rename(path, &files.join(entry.name))?;
     }
-    file::write_json(&folder.join(MANIFEST), manifest)
+    Ok(())
 }
 
 /// What a folder is.

@@ -14,7 +14,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
 
 use crate::download::{self, Fetched, Order, RemoteFile, Source};
-use crate::file::{self, is_sha256};
+use crate::file::is_sha256;
 use crate::http::{self, Bearer, Request};
 use crate::hub::is_commit;
 use crate::manifest::Origin;
@@ -54,10 +54,18 @@ impl fmt::Debug for Peer {
 /// What a model's files must be, as far as that is known without the hives.
 #[derive(Debug, Default)]
 struct Promise {
-    /// Names and, where they are known, checksums of all files; empty where nothing is known.
-    files: Vec<(String, Option<String>)>,
+    /// All files; empty where nothing is known.
+    files: Vec<PromisedFile>,
     /// The commit of the hub.
     revision: Option<String>,
+}
+
+/// A file with what is known of it.
+#[derive(Debug)]
+struct PromisedFile {
+    name: String,
+    size_bytes: Option<u64>,
+    sha256: Option<String>,
 }
 
 impl Peer {
@@ -122,10 +130,19 @@ fn acceptable(detail: ModelDetail, model: &Resolved, promise: &Promise) -> Resul
         return Err(format!("it knows no checksum of {}", file.name));
     }
     let mut is_proven = !promise.files.is_empty();
-    for (name, sha256) in &promise.files {
+    for PromisedFile {
+        name,
+        size_bytes,
+        sha256,
+    } in &promise.files
+    {
         let Some(file) = files.iter().find(|file| file.name == *name) else {
             return Err(format!("it has no {name}"));
         };
+        // Before room is made for it.
+        if let Some(expected) = size_bytes.filter(|expected| *expected != file.size_bytes) {
+            return Err(format!("its {name} has {} bytes, not {expected}", file.size_bytes));
+        }
         match sha256 {
             Some(expected) if *expected != file.sha256 => {
                 return Err(format!("its {name} has the sha256 {}, not {expected}", file.sha256));
@@ -134,8 +151,9 @@ fn acceptable(detail: ModelDetail, model: &Resolved, promise: &Promise) -> Resul
             None => is_proven = false,
         }
     }
-    match (&promise.revision, &entry.revision) {
-        (Some(expected), Some(found)) if !is_proven && expected != found => {
+    match &promise.revision {
+        Some(expected) if !is_proven && entry.revision.as_ref() != Some(expected) => {
+            let found = entry.revision.as_deref().unwrap_or("unknown");
             Err(format!("it has the commit {found}, not {expected}"))
         }
         _ => Ok(files),
@@ -150,12 +168,6 @@ impl Pull<'_> {
             return Ok(None);
         }
         self.context.enter(Phase::Resolve);
-        let work = self.work.clone();
-        let prepare = move |_: &_| {
-            file::make_dir(&work)?;
-            file::remove_dir(&work.join("ready"))
-        };
-        self.context.blocking(prepare).await?;
         let promise = self.promise().await?;
         for peer in self.peers {
             match self.copy_from(peer, &promise).await {
@@ -175,7 +187,11 @@ impl Pull<'_> {
     /// What is known of the model without the hives. The hub has a few seconds to say it.
     async fn promise(&self) -> Result<Promise, StoreError> {
         if let Some(sha256) = &self.model.sha256 {
-            let files = vec![(self.model.file_name.clone(), Some(sha256.clone()))];
+            let files = vec![PromisedFile {
+                name: self.model.file_name.clone(),
+                size_bytes: self.model.size_bytes,
+                sha256: Some(sha256.clone()),
+            }];
             return Ok(Promise { files, revision: None });
         }
         let asked = async {
@@ -204,7 +220,11 @@ impl Pull<'_> {
             }
         };
         let revision = files.iter().find_map(|(_, file)| file.commit.clone());
-        let files = files.into_iter().map(|(name, file)| (name, file.source.sha256));
+        let files = files.into_iter().map(|(name, file)| PromisedFile {
+            name,
+            size_bytes: file.source.size,
+            sha256: file.source.sha256,
+        });
         Ok(Promise {
             files: files.collect(),
             revision: revision.or_else(|| self.named_commit()),
@@ -315,5 +335,59 @@ impl Pull<'_> {
             [part] if !matches!(part.reference, ModelRef::Pip(_)) => self.blob_path(0),
             _ => self.work.join("whole"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SHA256: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// What becomes of a hive's word on `hf:org/repo/m.gguf`, of which a hub promises size, checksum and commit.
+    fn judged(size: u64, sha256: Option<&str>, revision: Option<&str>) -> Result<Vec<ModelFileEntry>, String> {
+        let reference: ModelRef = "hf:org/repo/m.gguf".parse().unwrap();
+        let model = Resolved {
+            id: reference.model_id(),
+            reference: reference.clone(),
+            file_name: "m.gguf".to_owned(),
+            size_bytes: None,
+            sha256: None,
+            parts: Vec::new(),
+        };
+        let promise = Promise {
+            files: vec![PromisedFile {
+                name: "m.gguf".to_owned(),
+                size_bytes: Some(3),
+                sha256: sha256.map(str::to_owned),
+            }],
+            revision: Some(COMMIT.to_owned()),
+        };
+        let detail = json!({
+            "id": model.id, "reference": reference, "size_bytes": size, "revision": revision,
+            "files": [{"name": "m.gguf", "size_bytes": size, "sha256": SHA256}],
+        });
+        acceptable(serde_json::from_value(detail).unwrap(), &model, &promise)
+    }
+
+    #[test]
+    fn a_hives_word_counts_where_the_checksum_proves_it_or_at_least_size_and_commit_are_the_hubs() {
+        assert!(judged(3, Some(SHA256), None).is_ok());
+        assert!(judged(3, None, Some(COMMIT)).is_ok());
+        let why = judged(u64::MAX, Some(SHA256), Some(COMMIT)).unwrap_err();
+        assert!(why.contains("m.gguf has 18446744073709551615 bytes, not 3"), "{why}");
+        let other = "f".repeat(40);
+        for (revision, found) in [(Some(other.as_str()), other.as_str()), (None, "unknown")] {
+            let why = judged(3, None, revision).unwrap_err();
+            assert!(why.contains(&format!("the commit {found}, not {COMMIT}")), "{why}");
+        }
+        assert!(
+            judged(3, Some(&"0".repeat(64)), Some(COMMIT))
+                .unwrap_err()
+                .contains("sha256")
+        );
     }
 }

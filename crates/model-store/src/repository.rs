@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use crate::download::{Fetched, Order, RemoteFile};
-use crate::manifest::{self, Manifest, ManifestFile, Origin};
-use crate::progress::{Phase, Progress, Tracker};
+use crate::manifest::{Manifest, ManifestFile, Origin};
+use crate::progress::{Phase, Tracker};
 use crate::pull::Pull;
-use crate::{RepositoryRef, Retry, StoreError, StoredModel, file, http};
+use crate::{RepositoryRef, Retry, StoreError, StoredModel, http};
 
 /// Weights in one file; in several, the index says which.
 const WEIGHTS: &str = "model.safetensors";
@@ -83,12 +83,6 @@ pub(crate) struct Arrived {
 impl Pull<'_> {
     /// Runs to the end for a whole repository; what it leaves when it fails is good for the next pull.
     pub(crate) async fn run_repository(self, repository: &RepositoryRef) -> Result<StoredModel, StoreError> {
-        let work = self.work.clone();
-        let prepare = move |_: &_| {
-            file::make_dir(&work)?;
-            file::remove_dir(&work.join("ready"))
-        };
-        self.context.blocking(prepare).await?;
         self.context.enter(Phase::Resolve);
         let files = self.locate_all(repository).await?;
         let size = files
@@ -164,31 +158,15 @@ impl Pull<'_> {
 
     /// Gives all files their names at once.
     pub(crate) async fn publish_folder(&self, arrived: Vec<Arrived>) -> Result<StoredModel, StoreError> {
-        let (work, target) = (self.work.clone(), self.target.clone());
         let (mut paths, mut entries, mut origins) = (Vec::new(), Vec::new(), Vec::new());
         for Arrived { path, entry, origin } in arrived {
             paths.push(path);
             entries.push(entry);
             origins.push(origin);
         }
-        let manifest = Manifest::of_folder(self.model, entries, origins);
-        let size = manifest.size_bytes;
         // Each file was held against its announced checksum when it was complete.
-        let report = |phase| {
-            (self.context.report)(Progress::new(phase, size, Some(size)));
-        };
-        report(Phase::Verify);
-        let publish = move |_: &_| {
-            let ready = work.join("ready");
-            manifest::write(&manifest, &paths, &ready)?;
-            file::remove_dir(&target)?;
-            file::rename(&ready, &target)?;
-            file::remove_dir(&work)?;
-            Ok(manifest.stored_in(&target))
-        };
-        let stored = self.context.blocking(publish).await?;
-        report(Phase::Done);
-        Ok(stored)
+        self.publish_files(Manifest::of_folder(self.model, entries, origins), paths)
+            .await
     }
 }
 

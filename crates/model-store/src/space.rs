@@ -11,13 +11,16 @@ use crate::StoreError;
 /// Size of the unit in which the system counts a file's blocks, whatever the file system's own are.
 const BLOCK_BYTES: u64 = 512;
 
+/// What stays free for the small files beside a download: without its mark, it could not be continued.
+const MARGIN_BYTES: u64 = 1 << 20;
+
 /// An error unless the disk of `folder` has room for `bytes`, of which `lying` are there already. Blocks.
 pub(crate) fn check(folder: &Path, bytes: u64, lying: u64) -> Result<(), StoreError> {
     let needed_bytes = bytes.saturating_sub(lying);
     let disk = statvfs(folder).map_err(|error| StoreError::io("measure the disk of", folder, error.into()))?;
     // The widths of both differ between systems.
     let free_bytes = (disk.blocks_available() as u64).saturating_mul(disk.fragment_size() as u64);
-    if needed_bytes <= free_bytes {
+    if needed_bytes == 0 || needed_bytes <= free_bytes.saturating_sub(MARGIN_BYTES) {
         return Ok(());
     }
     Err(StoreError::NoSpace {

@@ -242,7 +242,6 @@ impl ModelStore {
             model: &model,
             peers,
             work: folder.work(&name),
-            target: folder.model(&name),
             room: Room {
                 folder: folder.clone(),
                 name: name.clone(),
@@ -250,7 +249,8 @@ impl ModelStore {
             },
             context,
         };
-        let stored = Box::pin(pull.run()).await?;
+        let pulled = Box::pin(pull.run()).await;
+        let stored = pulled.map_err(|error| error.of_folder(folder.root()))?;
         blocking(move || stored::with_use(&folder, &name, stored)).await
     }
 

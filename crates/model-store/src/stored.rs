@@ -172,9 +172,7 @@ pub(crate) fn present(folder: &Folder, wanted: &Resolved) -> Result<Option<Store
             return Ok(None);
         }
     };
-    // A newer program can pin another file under the same name.
-    let is_pinned = wanted.sha256.as_ref().is_none_or(|sha256| *sha256 == manifest.sha256);
-    if manifest.reference != wanted.reference || !is_pinned {
+    if !manifest.is_of(wanted) {
         return Ok(None);
     }
     with_use(folder, &name, manifest.stored_in(&path)).map(Some)
@@ -271,13 +269,15 @@ fn choose(mut listing: Listing, text: &str) -> Result<StoredModel, StoreError> {
         let by_reference = model.reference.is_some() && model.reference == wanted;
         by_reference || model.id.as_ref().is_some_and(|id| id.as_str() == text)
     };
+    // Without the query of an address, which can be a signature.
+    let asked = wanted.as_ref().map_or_else(|| text.to_owned(), ModelRef::printable);
     if let Some(model) = listing.damaged.iter().find(is_meant) {
         return Err(StoreError::DamagedModel {
-            model: text.to_owned(),
+            model: asked,
             why: model.why.clone(),
         });
     }
-    Err(not_stored(&listing, text.to_owned()))
+    Err(not_stored(&listing, asked))
 }
 
 fn joined<'a>(references: impl Iterator<Item = &'a ModelRef>) -> String {
@@ -339,8 +339,9 @@ fn delete(folder: &Folder, name: &str, model: &str) -> Result<(), StoreError> {
         model: model.to_owned(),
         why,
     };
-    let pull = folder.locks.claim_pull(name)?.ok_or_else(|| in_use(PULLED))?;
+    // Behind the gate, so that the look of one who makes room is not taken for a pull.
     let gate = folder.locks.gate()?;
+    let pull = folder.locks.claim_pull(name)?.ok_or_else(|| in_use(PULLED))?;
     let claim = gate.claim(name)?.ok_or_else(|| in_use(HELD))?;
     folder.remove(name, gate, pull, claim)
 }

@@ -31,7 +31,9 @@ pub(crate) async fn locate(
         match answer {
             Ok(response) => {
                 let length = response.headers().get(CONTENT_LENGTH);
-                break length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
+                let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
+                // Some take the length of this answer for that of the file.
+                break length.filter(|&length: &u64| length > 0);
             }
             // The transfer itself will show whether the file is there.
             Err(Failure::Final(StoreError::Refused { .. })) => break None,

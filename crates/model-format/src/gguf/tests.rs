@@ -39,6 +39,15 @@ fn a_file_may_promise_any_number_of_things_and_costs_only_what_it_has() {
 }
 
 #[test]
+fn more_entries_than_any_model_has_are_refused() {
+    let flags: Vec<u8> = (0..=MAX_ENTRIES)
+        .flat_map(|nth| [string(&nth.to_string()), vec![7, 0, 0, 0, 1]].concat())
+        .collect();
+    let error = refusal(&header(0, u64::MAX, &[&flags]));
+    assert!(error.contains("more than 262144 values"), "{error}");
+}
+
+#[test]
 fn what_is_in_a_header_twice_is_refused() {
     let value = [string("k"), vec![7, 0, 0, 0, 1]].concat();
     assert!(refusal(&header(0, 2, &[&value, &value])).contains("k is in its metadata twice"));

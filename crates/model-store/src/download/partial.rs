@@ -18,6 +18,8 @@ use crate::{StoreError, space};
 
 /// Bytes that are hashed before anything else is looked at.
 const HASH_BYTES: u64 = 16 << 20;
+/// How much of that is read at a time: it stays in the processor's cache.
+const READ_BYTES: usize = 256 << 10;
 /// New bytes that are worth a new mark: about as much is fetched again after a crash.
 const MARK_BYTES: u64 = 16 << 20;
 
@@ -25,7 +27,6 @@ const MARK_BYTES: u64 = 16 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     sha256: Option<String>,
-    total: Option<u64>,
     #[serde(default)]
     have: Spans,
 }
@@ -45,7 +46,7 @@ pub(super) struct Partial {
     sha256: Option<String>,
     state: Mutex<State>,
     hash: Mutex<Front>,
-    /// There are new bytes.
+    /// Wakes those who follow: there are new bytes.
     news: Notify,
 }
 
@@ -67,6 +68,8 @@ struct State {
 struct Front {
     hasher: Sha256,
     len: u64,
+    /// Empty until it is needed.
+    buffer: Vec<u8>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -212,14 +215,13 @@ impl Partial {
         let written = self.file.write_all_at(bytes, at);
         written.map_err(|error| StoreError::io("write", &self.path, error))?;
         lock(&self.state).have.insert(at, at + bytes.len() as u64);
-        self.news.notify_one();
+        self.news.notify_waiters();
         Ok(())
     }
 
     /// Throws everything away; only between rounds. Blocks.
     pub(super) fn restart(&self, source: &Source) -> Result<(), StoreError> {
-        let emptied = self.file.set_len(0);
-        emptied.map_err(|error| StoreError::io("write", &self.path, error))?;
+        self.cut(0)?;
         file::remove_file(&self.mark_path)?;
         *lock(&self.hash) = Front::default();
         *lock(&self.state) = State {
@@ -242,39 +244,62 @@ impl Partial {
         stop: &CancellationToken,
         context: &Context,
     ) -> Result<(), StoreError> {
+        // Side by side: a mark waits for the disk, and the checksum must not wait with it.
+        let (hashed, marked) = tokio::join!(self.keep_hashing(stop, context), self.keep_marking(stop, context));
+        hashed.and(marked)
+    }
+
+    async fn keep_hashing(self: &Arc<Self>, stop: &CancellationToken, context: &Context) -> Result<(), StoreError> {
         while !stop.is_cancelled() {
-            let (front, unmarked) = {
+            // Before the look, so that nothing that comes after it is missed.
+            let news = self.news.notified();
+            let front = lock(&self.state).have.front();
+            if front > lock(&self.hash).len {
+                let partial = Arc::clone(self);
+                let hash = move |context: &Context| partial.hash(front, HASH_BYTES, context);
+                context.blocking(hash).await.inspect_err(|_| stop.cancel())?;
+                continue;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = news => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep_marking(self: &Arc<Self>, stop: &CancellationToken, context: &Context) -> Result<(), StoreError> {
+        while self.sha256.is_some() && !stop.is_cancelled() {
+            let news = self.news.notified();
+            let unmarked = {
                 let state = lock(&self.state);
-                (state.have.front(), state.have.sum().saturating_sub(state.marked))
+                state.have.sum().saturating_sub(state.marked)
             };
-            let partial = Arc::clone(self);
-            if self.sha256.is_some() && unmarked >= MARK_BYTES {
-                context.blocking(move |_| partial.mark()).await?;
-            } else if front > lock(&self.hash).len {
-                context
-                    .blocking(move |context| partial.hash(front, HASH_BYTES, context))
-                    .await?;
-            } else {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = self.news.notified() => {}
-                }
+            if unmarked >= MARK_BYTES {
+                let partial = Arc::clone(self);
+                let mark = context.blocking(move |_| partial.mark()).await;
+                mark.inspect_err(|_| stop.cancel())?;
+                continue;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = news => {}
             }
         }
         Ok(())
     }
 
     fn hash(&self, front: u64, most: u64, context: &Context) -> Result<(), StoreError> {
-        let mut hash = lock(&self.hash);
-        let end = front.min(hash.len.saturating_add(most));
-        let mut buffer = vec![0; STEP_BYTES];
-        while hash.len < end {
+        let Front { hasher, len, buffer } = &mut *lock(&self.hash);
+        buffer.resize(READ_BYTES, 0);
+        let end = front.min(len.saturating_add(most));
+        while *len < end {
             context.check()?;
-            let n = (end - hash.len).min(STEP_BYTES as u64) as usize;
-            let read = self.file.read_exact_at(&mut buffer[..n], hash.len);
+            let n = (end - *len).min(READ_BYTES as u64) as usize;
+            let read = self.file.read_exact_at(&mut buffer[..n], *len);
             read.map_err(|error| StoreError::io("read", &self.path, error))?;
-            hash.hasher.update(&buffer[..n]);
-            hash.len += n as u64;
+            hasher.update(&buffer[..n]);
+            *len += n as u64;
         }
         Ok(())
     }
@@ -285,7 +310,6 @@ impl Partial {
             let state = lock(&self.state);
             Mark {
                 sha256: self.sha256.clone(),
-                total: state.total,
                 have: state.have.clone(),
             }
         };
@@ -304,9 +328,25 @@ impl Partial {
             state.is_allocated = false;
             state.have.end()
         };
-        let cut = self.file.set_len(end);
-        cut.map_err(|error| StoreError::io("write", &self.path, error))?;
-        if self.sha256.is_some() { self.mark() } else { Ok(()) }
+        self.cut(end)?;
+        if self.sha256.is_none() {
+            return Ok(());
+        }
+        let full = match self.mark() {
+            Err(full @ StoreError::DiskFull { .. }) => full,
+            marked => return marked,
+        };
+        // The last bytes give their place to the mark, without which all of them would be lost.
+        let end = end.saturating_sub(STEP_BYTES as u64);
+        lock(&self.state).have.truncate(end);
+        self.cut(end)?;
+        self.mark()?;
+        Err(full)
+    }
+
+    fn cut(&self, len: u64) -> Result<(), StoreError> {
+        let cut = self.file.set_len(len);
+        cut.map_err(|error| StoreError::io("write", &self.path, error))
     }
 
     /// Compares with what was announced and gives the file its name. Blocks.

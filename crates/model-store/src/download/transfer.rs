@@ -284,7 +284,11 @@ impl<'a> Transfer<'a> {
                 Ok(Ok(Some(bytes))) => {
                     let room = (limit - at).saturating_sub(buffer.len() as u64);
                     if bytes.len() as u64 > room {
-                        return Err(self.too_large(limit).into());
+                        // More than the range that was asked for is no range; more than the whole is another file.
+                        return Err(match piece.end {
+                            Some(_) => Ended::NoRanges,
+                            None => self.too_large(limit).into(),
+                        });
                     }
                     buffer.extend_from_slice(&bytes);
                 }
@@ -293,12 +297,11 @@ impl<'a> Transfer<'a> {
                 Err(_) => break Err(http::transient(http.silent(url))),
             }
             if buffer.len() >= STEP_BYTES {
-                let full = std::mem::replace(&mut buffer, Vec::with_capacity(STEP_BYTES));
-                at = self.write(at, full).await?;
+                (at, buffer) = self.write(at, buffer).await?;
             }
         };
         // What arrived before a failure or a cancellation is kept, too.
-        at = self.write(at, buffer).await?;
+        (at, _) = self.write(at, buffer).await?;
         end?;
         match piece.end.or(total) {
             None => self.partial.end_at(at),
@@ -308,12 +311,17 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Writes and gives the place behind it.
-    async fn write(&self, at: u64, bytes: Vec<u8>) -> Result<u64, StoreError> {
+    /// Writes, and gives the place behind it and the buffer, emptied.
+    async fn write(&self, at: u64, mut bytes: Vec<u8>) -> Result<(u64, Vec<u8>), StoreError> {
         let (partial, end) = (Arc::clone(&self.partial), at + bytes.len() as u64);
-        self.context.blocking(move |_| partial.write(at, &bytes)).await?;
+        let write = move |_: &Context| {
+            partial.write(at, &bytes)?;
+            bytes.clear();
+            Ok(bytes)
+        };
+        let emptied = self.context.blocking(write).await?;
         self.tell();
-        Ok(end)
+        Ok((end, emptied))
     }
 
     fn too_large(&self, limit_bytes: u64) -> StoreError {

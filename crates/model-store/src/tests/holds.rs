@@ -84,6 +84,13 @@ fn however_holds_and_removals_meet_a_model_that_was_seen_under_a_hold_stays() {
         Some(())
     };
     let is_over = AtomicBool::new(false);
+    /// Also where the test fails: the scope waits for its threads.
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -98,11 +105,11 @@ fn however_holds_and_removals_meet_a_model_that_was_seen_under_a_hold_stays() {
                 }
             });
         }
+        let _ends = Ends(&is_over);
         for _ in 0..100 {
             place(root.path(), "hf:org/repo/m.gguf", b"1234");
             remove();
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     place(root.path(), "hf:org/repo/m.gguf", b"1234");
     assert_eq!((remove(), is_there()), (Some(()), false));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::support::{Fault, TestHub, files_under, listen, noise, pull, pull_until, reference, sha256};
+use crate::folder::folder_name;
 use crate::{ModelStore, Phase, StoreError, StoreOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -196,6 +197,31 @@ async fn a_damaged_leftover_is_found_by_the_checksum_and_the_next_pull_is_clean(
     assert!(matches!(error, StoreError::WrongChecksum { .. }), "{error}");
     let model = pull(&store, &reference()).await.unwrap();
     assert_eq!(std::fs::read(model.path).unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_model_that_only_lacked_its_name_when_the_process_died_gets_it_without_asking_anybody() {
+    let (root, content) = (tempfile::tempdir().unwrap(), noise(300_000, 13));
+    let test = TestHub::with(&content, Some("v1"), Some(&sha256(&content))).await;
+    let store = ModelStore::open_with(root.path(), test.options()).unwrap();
+    let model = pull(&store, &reference()).await.unwrap();
+    let name = folder_name(&reference());
+    let work = root.path().join(".work").join(&name);
+    let asked = || test.hub.seen().len() + test.cdn.seen().len();
+    let before = asked();
+    for is_whole in [true, false] {
+        std::fs::create_dir_all(&work).unwrap();
+        std::fs::rename(root.path().join(&name), work.join("ready")).unwrap();
+        if !is_whole {
+            std::fs::remove_file(work.join("ready/files/m.gguf")).unwrap();
+        }
+        assert_eq!(store.get(&reference()).await.unwrap(), None);
+        let again = pull(&store, &reference()).await.unwrap();
+        assert_eq!((&again.path, &again.sha256), (&model.path, &model.sha256));
+        assert_eq!(std::fs::read(again.path).unwrap(), content);
+        assert!(!work.exists());
+        assert_eq!(asked() == before, is_whole);
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Scenarios against servers on loopback and a real pip: each test's name is a sentence of the specification.
 
+mod full_disk;
 mod holds;
 mod hub;
 mod interruption;

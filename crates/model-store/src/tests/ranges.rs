@@ -178,6 +178,20 @@ async fn a_server_that_stops_giving_ranges_is_taken_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_server_that_sends_more_than_a_range_is_asked_for_all_that_is_missing_at_once() {
+    let content = noise(5 * MIB as usize, 13);
+    let bench = Bench::of(&content, Some("v1"), Some(sha256(&content))).await;
+    bench.server.fault(Fault::Longer);
+    bench.fetch(|_| ()).await.unwrap();
+    assert!(bench.has(&content));
+    assert!(
+        bench.asked().iter().any(|(_, end)| end.is_none()),
+        "{:?}",
+        bench.asked()
+    );
+}
+
+#[tokio::test]
 async fn broken_connections_cost_only_what_was_on_its_way() {
     let content = noise(8 * MIB as usize, 6);
     let bench = Bench::of(&content, Some("v1"), Some(sha256(&content))).await;

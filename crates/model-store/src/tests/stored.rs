@@ -73,6 +73,13 @@ async fn a_model_is_found_by_reference_and_id_and_what_is_not_there_is_told() {
     assert!(matches!(error, StoreError::NotStored { .. }), "{error}");
     assert!(error.to_string().contains("there are: hf:org/repo/m.gguf"), "{error}");
 
+    let error = stored
+        .store
+        .find("https://a.example/m.gguf?signature=secret")
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("`https://a.example/m.gguf`"), "{error}");
+
     place(stored.root.path(), "hf:org/repo@v1/m.gguf", b"other");
     let error = stored.store.find("org/repo/m").await.unwrap_err();
     assert!(matches!(error, StoreError::Ambiguous { .. }), "{error}");
@@ -273,12 +280,15 @@ async fn a_catalogue_file_adds_models_that_are_held_against_what_the_hub_says() 
         chat = true
         parts = [{ reference = "hf:org/repo/m.gguf" }]
     "#;
-    fs::write(&file, entry).unwrap();
-    let options = crate::StoreOptions {
-        catalogue_file: Some(file),
-        ..stored.hub.options()
+    let opened = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let options = crate::StoreOptions {
+            catalogue_file: Some(file.clone()),
+            ..stored.hub.options()
+        };
+        ModelStore::open_with(stored.root.path(), options).unwrap()
     };
-    let store = ModelStore::open_with(stored.root.path(), options).unwrap();
+    let store = opened(entry);
     assert_eq!(
         store.catalogue().entries().len(),
         Catalogue::built_in().entries().len() + 1
@@ -293,4 +303,20 @@ async fn a_catalogue_file_adds_models_that_are_held_against_what_the_hub_says() 
         ("mine", stored.content)
     );
     assert!(model.path.ends_with("mine.gguf"));
+
+    store.delete(&model).await.unwrap();
+    let before = stored.hub.cdn.seen().len();
+    for (pin, offered) in [
+        (format!("sha256 = '{}'", "0".repeat(64)), sha256(&noise(3_000_000, 1))),
+        ("size_bytes = 7".to_owned(), "3000000 bytes".to_owned()),
+    ] {
+        let error = pull(&opened(&format!("{entry}{pin}")), &mine).await.unwrap_err();
+        assert!(matches!(error, StoreError::OtherFile { .. }), "{error}");
+        assert!(error.to_string().contains(&offered), "{error}");
+    }
+    assert_eq!(
+        stored.hub.cdn.seen().len(),
+        before,
+        "what cannot be the pinned file is not fetched"
+    );
 }

@@ -35,6 +35,10 @@ pub(super) enum Fault {
     IgnoreRange,
     /// Sends the range although `If-Range` does not match.
     IgnoreIfRange,
+    /// Sends the range, and all that follows it.
+    Longer,
+    /// Does not say how much it sends.
+    NoLength,
     /// Sends this in place of the file.
     Other(Vec<u8>),
 }
@@ -291,13 +295,16 @@ fn transfer(
     }
     let end = range
         .and_then(|(_, end)| end)
+        .filter(|_| !matches!(fault, Some(Fault::Longer)))
         .map_or(total, |end| total.min(end as usize));
     if let Some(start) = start {
         response = response.status(StatusCode::PARTIAL_CONTENT);
         response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{}/{total}", end - 1));
     }
     let body = content.slice(start.unwrap_or(0)..end);
-    response = response.header(header::CONTENT_LENGTH, body.len());
+    if !matches!(fault, Some(Fault::NoLength)) {
+        response = response.header(header::CONTENT_LENGTH, body.len());
+    }
     let pieces = |bytes: Bytes| {
         let pieces: Vec<_> = bytes
             .chunks(64 << 10)
