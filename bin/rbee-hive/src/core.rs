@@ -38,6 +38,14 @@ pub(crate) struct Worker {
     pub(crate) step: Option<(String, Option<f32>)>,
     /// The process that an earlier hive had started.
     pub(crate) adopted_pid: Option<u32>,
+    /// Whether the supervisor knows it. Before its first process it does not, nor while it waits for its device.
+    pub(crate) is_kept: bool,
+    /// Whether it was ready once. Until then a job waits for it, which fails if it ends.
+    pub(crate) is_settled: bool,
+    /// Whether it makes room for the machine's owner, and comes back to its device afterwards.
+    pub(crate) yields: bool,
+    /// How long its requests may take, once it was asked to end.
+    pub(crate) grace: Option<Duration>,
     /// Why the hive itself ends it, where that is not because somebody asked for it.
     pub(crate) farewell: Option<String>,
     /// How it last ended by itself.
@@ -59,6 +67,10 @@ impl Worker {
             port: None,
             step: None,
             adopted_pid: None,
+            is_kept: false,
+            is_settled: false,
+            yields: false,
+            grace: None,
             farewell: None,
             exit: None,
             reason: None,
@@ -67,9 +79,22 @@ impl Worker {
         }
     }
 
-    /// Whether it never had a process: the supervisor, which names the log, does not know it yet.
-    pub(crate) fn is_reserved(&self) -> bool {
-        self.log.as_os_str().is_empty()
+    /// Whether it has made room for the machine's owner, and waits for its device.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.yields && !self.is_kept
+    }
+
+    /// It has no process any more, and comes back later. What it was promised stays its own.
+    pub(crate) fn wait(&mut self) {
+        let why = self.farewell.take().unwrap_or_else(|| "yielded".to_owned());
+        *self = Self {
+            state: ProcessState::Restarting,
+            is_settled: true,
+            yields: true,
+            reason: Some(format!("{why}; it is started again when its device is free")),
+            log: std::mem::take(&mut self.log),
+            ..Self::new(Arc::clone(&self.order), self.hold.take())
+        };
     }
 }
 

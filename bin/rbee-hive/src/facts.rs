@@ -22,7 +22,7 @@ pub(crate) struct FactsCache {
 #[derive(Debug)]
 struct Known {
     stamp: Stamp,
-    facts: Result<Arc<Facts>, String>,
+    facts: Arc<Facts>,
 }
 
 /// Changes when a file does, or a file of a folder.
@@ -52,19 +52,20 @@ impl FactsCache {
         if let Some(known) = self.lock().get(path)
             && known.stamp == stamp
         {
-            return known.facts.clone();
+            return Ok(Arc::clone(&known.facts));
         }
-        let facts = read(path).map(Arc::new);
+        // Why it cannot be read may be gone the next time.
+        let facts = read(path).map(Arc::new)?;
         let mut known = self.lock();
         if known.len() >= LIMIT {
             known.clear();
         }
         let entry = Known {
             stamp,
-            facts: facts.clone(),
+            facts: Arc::clone(&facts),
         };
         known.insert(path.to_owned(), entry);
-        facts
+        Ok(facts)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Known>> {
@@ -118,14 +119,18 @@ pub(crate) fn in_contract(facts: &Facts) -> ModelFacts {
 mod tests {
     use super::*;
 
-    /// Looks at a path, and whether its header was read for that.
-    fn look(cache: &FactsCache, path: &Path) -> (Result<Arc<Facts>, String>, bool) {
+    /// The weights' size that is known of a path, which is the file's, and whether its header was read for that.
+    fn look(cache: &FactsCache, path: &Path) -> (Result<u64, String>, bool) {
         let mut is_read = false;
-        let facts = cache.look(path, |_| {
+        let facts = cache.look(path, |path| {
             is_read = true;
-            Err(format!("no model in {} bytes", fs::metadata(path).unwrap().len()))
+            let weight_bytes = fs::metadata(path).unwrap().len();
+            Ok(Facts {
+                weight_bytes,
+                ..crate::placement::tests::facts()
+            })
         });
-        (facts, is_read)
+        (facts.map(|facts| facts.weight_bytes), is_read)
     }
 
     #[test]
@@ -135,12 +140,23 @@ mod tests {
         let cache = FactsCache::default();
         fs::write(&path, "x").unwrap();
         let first = look(&cache, &path);
-        assert_eq!(first, (Err("no model in 1 bytes".into()), true));
+        assert_eq!(first, (Ok(1), true));
         assert_eq!(look(&cache, &path), (first.0, false));
         fs::write(&path, "xy").unwrap();
-        assert_eq!(look(&cache, &path), (Err("no model in 2 bytes".into()), true));
+        assert_eq!(look(&cache, &path), (Ok(2), true));
         fs::remove_file(&path).unwrap();
         assert!(look(&cache, &path).0.unwrap_err().contains("a.gguf"));
+    }
+
+    #[test]
+    fn a_header_that_could_not_be_read_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        fs::write(&path, "x").unwrap();
+        let cache = FactsCache::default();
+        let failed = cache.look(&path, |_| Err("too many open files".into()));
+        assert_eq!(failed.unwrap_err(), "too many open files");
+        assert_eq!(look(&cache, &path), (Ok(1), true));
     }
 
     #[test]

@@ -24,6 +24,8 @@ const KEPT: usize = 256;
 const RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// Events of one job that are remembered.
 pub(crate) const EVENT_LIMIT: usize = 256;
+/// Bytes of their messages that are remembered: those of a log can be long.
+const MESSAGES_LIMIT: usize = 4 * 1024 * 1024;
 /// Progress of one phase is told at most once in this time.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -133,6 +135,8 @@ pub(crate) struct Job {
 struct History {
     events: VecDeque<JobEvent>,
     next_seq: u64,
+    /// Of their messages.
+    bytes: usize,
     state: JobState,
     /// What it is at, as a failure names it.
     step: String,
@@ -147,6 +151,7 @@ impl Job {
         let mut history = History {
             events: VecDeque::new(),
             next_seq: 0,
+            bytes: 0,
             state: JobState::Running,
             step: operation.name().to_owned(),
             told: None,
@@ -281,10 +286,13 @@ impl History {
         if event.state.is_final() {
             self.ended = Some(Instant::now());
         }
-        if self.events.len() == EVENT_LIMIT {
-            self.events.pop_front();
-        }
+        self.bytes += message_bytes(&event);
         self.events.push_back(event);
+        // The last one stays, however long it is.
+        while self.events.len() > EVENT_LIMIT || (self.bytes > MESSAGES_LIMIT && self.events.len() > 1) {
+            let oldest = self.events.pop_front();
+            self.bytes -= oldest.as_ref().map_or(0, message_bytes);
+        }
     }
 
     /// Of the progress of one phase the last is kept, and the rest forgotten. `false` if it came too fast to be told.
@@ -298,6 +306,7 @@ impl History {
             if *last == progress || (now.duration_since(told) < PROGRESS_PAUSE && !is_done) {
                 return false;
             }
+            // It has no message.
             self.events.pop_back();
         }
         self.push(JobEvent {
@@ -307,6 +316,10 @@ impl History {
         self.told = Some(now);
         true
     }
+}
+
+fn message_bytes(event: &JobEvent) -> usize {
+    event.message.as_ref().map_or(0, String::len)
 }
 
 struct Reader {

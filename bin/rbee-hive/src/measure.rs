@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use device_monitor::Snapshot;
-use hive_contract::{DeviceInfo, DeviceKind, MonitorData, ProcessState, ProcessStats};
+use device_monitor::{Named, Snapshot};
+use hive_contract::{DeviceInfo, DeviceKind, DeviceLoad, MonitorData, ProcessState, ProcessStats};
 use shared_contract::WorkerId;
 use tokio::time::Instant;
 use worker_supervisor::Kept;
@@ -37,8 +37,8 @@ impl Core {
         let snapshot = self.monitor.snapshot();
         // First the table, so that what the supervisor says otherwise is newer.
         let table = self.workers().borrow().clone();
-        let stats = self.stats_in(&snapshot, table.clone());
         let mut data = snapshot.monitor(self.uptime(), &self.own_pids());
+        let stats = self.stats_in(&snapshot, &data.devices, table.clone());
         let ledger = Ledger {
             sharing: &self.sharing,
             ram_available_mb: snapshot.ram_available_mb(),
@@ -64,7 +64,7 @@ impl Core {
     }
 
     /// The processes of the workers in a table. One that has ended is not shown as one that runs, even before the table has heard of it.
-    pub(crate) fn stats_in(&self, snapshot: &Snapshot, mut table: Table) -> Vec<ProcessStats> {
+    pub(crate) fn stats_in(&self, snapshot: &Snapshot, loads: &[DeviceLoad], mut table: Table) -> Vec<ProcessStats> {
         let kept: BTreeMap<WorkerId, Kept> = self
             .supervisor
             .list()
@@ -75,6 +75,9 @@ impl Core {
         let measured = |(id, worker): (&WorkerId, &Worker)| {
             let mut stats = stats_of(id, worker);
             snapshot.measure(&mut stats);
+            if stats.vram_mb.is_none() && holds_nothing(snapshot, loads, &stats) {
+                stats.vram_mb = Some(0);
+            }
             stats
         };
         table.iter().map(measured).collect()
@@ -88,6 +91,17 @@ impl Core {
         pids.extend(kept);
         pids
     }
+}
+
+/// Whether the driver, which names all processes of the worker's device, does not name this one: it has not begun to use
+/// the device, or had not when the driver was asked.
+fn holds_nothing(snapshot: &Snapshot, loads: &[DeviceLoad], stats: &ProcessStats) -> bool {
+    let device = stats.device.as_deref().unwrap_or(CPU);
+    let is_fresh = loads
+        .iter()
+        .any(|load| load.id == device && load.vram_used_mb.is_some());
+    let gpu = snapshot.device(device);
+    is_fresh && gpu.is_some_and(|gpu| gpu.named == Named::All && !gpu.processes.contains_key(&stats.pid))
 }
 
 /// Makes an entry of the table say what its supervisor says now, if it speaks of a process that has ended. `false` if the

@@ -4,12 +4,13 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hive_contract::{DeviceInfo, DeviceKind};
+use device_monitor::Snapshot;
+use hive_contract::{DeviceInfo, DeviceKind, DeviceLoad};
 use model_format::{Backend, Facts, KV_BLOCK_TOKENS};
 use scheduler::{LEAST_TOKENS, Need, Refused, Room, place};
 use shared_contract::{ModelId, WorkerId};
 
-use crate::core::{Core, Held, Worker};
+use crate::core::{Core, Held, Table, Worker};
 use crate::ledger::Ledger;
 use crate::workers::{Grant, Order};
 use crate::{engines, owner};
@@ -54,19 +55,70 @@ impl Wish {
 /// Chooses a device for the model that has these facts, and enters the worker in the table with its grant. Its process is
 /// still to be started.
 pub(crate) fn reserve(core: &Core, wish: Wish, facts: &Facts, hold: Held) -> Result<Arc<Order>, Refused> {
-    let need = need(facts, wish.kind, wish.context_length);
-    let snapshot = core.monitor.snapshot();
-    let load = snapshot.monitor(core.uptime(), &core.own_pids());
-    let mut devices = core.devices_in(&snapshot);
-    devices.retain(|device| wish.admits(device));
+    let host = Measured::now(core);
     let mut outcome = Err(Refused { reasons: Vec::new() });
     // Looked at and entered in one step: whoever comes next finds the memory promised.
     core.change_workers(|table| {
-        let measured = core.stats_in(&snapshot, table.clone());
+        outcome = host.enter(core, table, wish, facts, Some(hold));
+        Vec::new()
+    });
+    outcome
+}
+
+/// The same for a worker that waits for its device; `None` if it does not wait any more, because somebody stopped it.
+pub(crate) fn reserve_again(core: &Core, order: &Order, facts: &Facts) -> Option<Result<Arc<Order>, Refused>> {
+    let host = Measured::now(core);
+    let mut outcome = None;
+    core.change_workers(|table| {
+        // What it was promised until now is its own.
+        if table.get(&order.id).is_some_and(Worker::is_waiting)
+            && let Some(waiting) = table.remove(&order.id)
+        {
+            let entered = host.enter(core, table, Wish::again(order), facts, waiting.hold.clone());
+            match (&entered, table.get_mut(&order.id)) {
+                (Ok(_), Some(worker)) => {
+                    worker.is_settled = true;
+                    worker.log = waiting.log;
+                }
+                _ => drop(table.insert(order.id.clone(), waiting)),
+            }
+            outcome = Some(entered);
+        }
+        Vec::new()
+    });
+    outcome
+}
+
+/// What is measured of the host at one moment.
+struct Measured {
+    snapshot: Snapshot,
+    loads: Vec<DeviceLoad>,
+}
+
+impl Measured {
+    fn now(core: &Core) -> Self {
+        let snapshot = core.monitor.snapshot();
+        let loads = snapshot.monitor(core.uptime(), &core.own_pids()).devices;
+        Self { snapshot, loads }
+    }
+
+    /// Enters the worker in the table, if there is a device for it.
+    fn enter(
+        &self,
+        core: &Core,
+        table: &mut Table,
+        wish: Wish,
+        facts: &Facts,
+        hold: Option<Held>,
+    ) -> Result<Arc<Order>, Refused> {
+        let need = need(facts, wish.kind, wish.context_length);
+        let mut devices = core.devices_in(&self.snapshot);
+        devices.retain(|device| wish.admits(device));
+        let measured = core.stats_in(&self.snapshot, &self.loads, table.clone());
         let ledger = Ledger {
             sharing: &core.sharing,
-            ram_available_mb: snapshot.ram_available_mb(),
-            loads: &load.devices,
+            ram_available_mb: self.snapshot.ram_available_mb(),
+            loads: &self.loads,
             workers: table,
             measured: &measured,
         };
@@ -74,27 +126,24 @@ pub(crate) fn reserve(core: &Core, wish: Wish, facts: &Facts, hold: Held) -> Res
             .iter()
             .map(|device| room(core, &ledger, &need, device))
             .collect();
-        outcome = place(&need, &rooms).map(|placed| {
-            let order = Arc::new(Order {
-                id: wish.id,
-                reference: wish.reference,
-                model: wish.model,
-                device: devices.swap_remove(placed.index),
-                grant: Grant {
-                    bytes: placed.bytes,
-                    fixed_bytes: need.fixed_bytes,
-                    kv_tokens: placed.kv_tokens,
-                },
-                context_length: wish.context_length,
-                slots: wish.slots,
-                keep_alive: wish.keep_alive,
-            });
-            table.insert(order.id.clone(), Worker::new(Arc::clone(&order), Some(hold)));
-            order
+        let placed = place(&need, &rooms)?;
+        let order = Arc::new(Order {
+            id: wish.id,
+            reference: wish.reference,
+            model: wish.model,
+            device: devices.swap_remove(placed.index),
+            grant: Grant {
+                bytes: placed.bytes,
+                fixed_bytes: need.fixed_bytes,
+                kv_tokens: placed.kv_tokens,
+            },
+            context_length: wish.context_length,
+            slots: wish.slots,
+            keep_alive: wish.keep_alive,
         });
-        Vec::new()
-    });
-    outcome
+        table.insert(order.id.clone(), Worker::new(Arc::clone(&order), hold));
+        Ok(order)
+    }
 }
 
 /// What a model takes of a device of this kind.
@@ -156,10 +205,11 @@ fn beyond(need: &Need, most_bytes: u64) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn facts() -> Facts {
+    /// Of a model of 8 billion parameters in four bits each.
+    pub(crate) fn facts() -> Facts {
         Facts {
             family: "llama".into(),
             name: None,

@@ -7,5 +7,7 @@
 mod device;
 mod worker;
 
-pub use device::{KV_BYTES, LEAST_TOKENS, Need, Placed, Promise, Reason, Refused, Room, Why, free_bytes, place};
+pub use device::{
+    KV_BYTES, LEAST_TOKENS, Need, Placed, Promise, Reason, Refused, Room, USUAL_TOKENS, Why, free_bytes, place,
+};
 pub use worker::{Candidate, Refusal, Standing, Suspects, choose};

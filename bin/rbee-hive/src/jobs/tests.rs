@@ -181,3 +181,21 @@ async fn a_job_that_is_over_is_forgotten_after_a_day_and_one_that_runs_is_not() 
     assert!(jobs.get(&over.id).is_none());
     assert!(jobs.get(&running.id).is_some());
 }
+
+#[tokio::test]
+async fn of_long_messages_fewer_are_remembered_and_always_the_last() {
+    let jobs = Jobs::default();
+    let job = jobs
+        .start(Operation::ModelList {}, &Counters::default(), |job| async move {
+            for number in 0..8 {
+                job.say(format!("{number}{}", "x".repeat(MESSAGES_LIMIT / 4)));
+            }
+            Ok(Value::Null)
+        })
+        .unwrap();
+    let events = all(&job, None).await;
+    let first = |event: &JobEvent| event.message.as_deref().and_then(|message| message.chars().next());
+    let remembered: String = all(&job, None).await.iter().filter_map(first).collect();
+    assert_eq!(remembered, "567");
+    assert_eq!(events.last().unwrap().state, JobState::Succeeded);
+}

@@ -13,6 +13,7 @@ use hive_contract::Operation;
 use model_store::{ModelRef, ModelRefError, StoreError, StoredModel};
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, OperationalStatus, WorkerId};
+use worker_contract::MAX_GRACE_S;
 
 use crate::App;
 use crate::core::Core;
@@ -63,7 +64,7 @@ pub(crate) async fn check(core: &Core, operation: &Operation) -> Result<Task, Ap
         }),
         Operation::WorkerStop { worker_id, grace_s } => Ok(Task::Stop {
             worker_id: workers::known(core, worker_id)?,
-            grace: grace_s.map(Duration::from_secs),
+            grace: grace_s.map(grace).transpose()?,
         }),
         Operation::WorkerDrain { worker_id } => Ok(Task::Drain {
             worker_id: workers::known(core, worker_id)?,
@@ -88,6 +89,15 @@ pub(crate) async fn check(core: &Core, operation: &Operation) -> Result<Task, Ap
         }
         Operation::DeviceList {} => Ok(Task::ListDevices),
     }
+}
+
+/// Time that requests may take.
+fn grace(seconds: u64) -> Result<Duration, ApiError> {
+    if seconds > MAX_GRACE_S {
+        let message = format!("at most {MAX_GRACE_S}; worker_drain waits for as long as it takes");
+        return Err(ApiError::invalid("grace_s", message));
+    }
+    Ok(Duration::from_secs(seconds))
 }
 
 /// Does it.

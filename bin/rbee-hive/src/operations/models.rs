@@ -49,7 +49,7 @@ pub(crate) async fn pull(app: &App, model: &ModelRef, job: &Arc<Job>) -> Result<
     };
     if !peers.is_empty() {
         let hives = names(peers.iter().map(|peer| peer.name.as_str()));
-        job.say(format!("other hives that have {model}: {hives}"));
+        job.say(format!("other hives that have {}: {hives}", model.printable()));
     }
     let stored = core
         .store
@@ -173,7 +173,7 @@ pub(crate) async fn stored(core: &Core, id: &str, reference: Option<&str>) -> Re
     let stored = found.map_err(|error| store_error(&error).with_param("id"))?;
     // Only what the store fetched is given out, and never a file of which somebody knows the path.
     if matches!(stored.reference, ModelRef::File(_)) || stored.id.as_str() != id {
-        let message = format!("this hive has no model `{id}` from `{}`", stored.reference);
+        let message = format!("this hive has no model `{id}` from `{}`", stored.reference.printable());
         return Err(ApiError::new(ErrorKind::ModelNotFound, message).with_param("reference"));
     }
     Ok(stored)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use daemon::ApiError;
 use hive_contract::{DeviceInfo, DeviceKind, JobProgress, Operation, ProcessState};
 use model_store::{ModelRef, StoredModel};
-use scheduler::Refused;
+use scheduler::{Reason, Refused, Why};
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, WorkerId};
 use worker_supervisor::Exit;
@@ -81,7 +81,7 @@ pub(crate) async fn perform(app: &App, plan: Plan, job: &Arc<Job>) -> Result<Val
         .map_err(|error| store_error(&error))?;
     let stored = models::pull(app, &plan.model, job).await?;
     job.step("place");
-    let order = place(app, plan, &stored, Held::new(hold)).await?;
+    let order = place(app, plan, &stored, Held::new(hold), job).await?;
     job.say(format!(
         "starting worker {} for {} on {}, with {} MiB and a cache of {} tokens",
         order.id,
@@ -91,7 +91,7 @@ pub(crate) async fn perform(app: &App, plan: Plan, job: &Arc<Job>) -> Result<Val
         order.grant.kv_tokens
     ));
     job.step("start");
-    workers::start(app, &order).map_err(|error| start_error(&error))?;
+    workers::start(app, &order).await.map_err(|error| start_error(&error))?;
     job.step("load");
     let outcome = tokio::select! {
         outcome = until_ready(&app.core, &order, job) => outcome,
@@ -118,12 +118,19 @@ pub(crate) async fn perform(app: &App, plan: Plan, job: &Arc<Job>) -> Result<Val
 }
 
 /// Finds a device for the model and reserves its memory.
-async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held) -> Result<Arc<Order>, ApiError> {
+async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held, job: &Job) -> Result<Arc<Order>, ApiError> {
     let facts = app.core.facts.of(&stored.path).await.map_err(|why| {
         let path = stored.path.display();
         let message = format!("failed to read what model `{}` takes from {path}: {why}", stored.id);
         ApiError::new(ErrorKind::Internal, message)
     })?;
+    let trained = facts.context_length;
+    if let Some(asked) = plan.context_length.filter(|asked| trained > 0 && *asked > trained) {
+        job.say(format!(
+            "{} was made for {trained} tokens: it serves that many, not {asked}",
+            stored.id
+        ));
+    }
     let random = &uuid::Uuid::new_v4().simple().to_string()[..8];
     let wish = Wish {
         id: WorkerId::new(format!("worker-{random}")).map_err(ApiError::internal)?,
@@ -142,10 +149,13 @@ async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held) -> Resul
 }
 
 fn no_room(model: &shared_contract::ModelId, refused: &Refused) -> ApiError {
-    let message = format!(
-        "failed to place `{model}`: {refused}; stop a worker that is not needed, ask for a shorter context_length, or take \
-         a smaller model"
-    );
+    let is_small = |reason: &Reason| matches!(reason.why, Why::TooSmall { .. });
+    let remedy = if refused.reasons.iter().any(is_small) {
+        "; stop a worker that is not needed, ask for a shorter context_length, or take a smaller model"
+    } else {
+        ""
+    };
+    let message = format!("failed to place `{model}`: {refused}{remedy}");
     ApiError::new(ErrorKind::NoCapacity, message)
 }
 
@@ -153,6 +163,7 @@ fn no_room(model: &shared_contract::ModelId, refused: &Refused) -> ApiError {
 /// again by its supervisor.
 async fn until_ready(core: &Core, order: &Order, job: &Job) -> Result<Worker, Failure> {
     let mut table = core.workers();
+    let mut told_restarts = None;
     loop {
         let worker = table.borrow_and_update().get(&order.id).cloned();
         let Some(worker) = worker else {
@@ -170,7 +181,9 @@ async fn until_ready(core: &Core, order: &Order, job: &Job) -> Result<Worker, Fa
                 if worker.state == ProcessState::Failed || !was_killed {
                     return Err(did_not_come_up(core, &order.id, &reason).into());
                 }
-                job.say(format!("worker {}: {reason}; it is being started again", order.id));
+                if told_restarts.replace(worker.restarts) != Some(worker.restarts) {
+                    job.say(format!("worker {}: {reason}; it is being started again", order.id));
+                }
             }
             ProcessState::Starting => {
                 if let Some((phase, share)) = worker.step {
@@ -237,11 +250,12 @@ fn pick_kind(devices: &[DeviceInfo], kind: Option<DeviceKind>, wanted: Option<&s
         if devices.iter().any(|device| device.kind == kind) {
             return Ok(kind);
         }
-        let message = format!("this host has no device for a {kind} worker; it has {there}");
+        let message =
+            format!("this hive has no device for a {kind} worker; it has {there} (see --devices of the hive)");
         return Err(ApiError::invalid("worker", message));
     };
     let Some(device) = devices.iter().find(|device| device.id == id) else {
-        let message = format!("this host has no device `{id}`; it has {there}");
+        let message = format!("this hive has no device `{id}`; it has {there} (see --devices of the hive)");
         return Err(ApiError::invalid("device", message));
     };
     match kind {

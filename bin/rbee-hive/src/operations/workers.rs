@@ -45,15 +45,16 @@ pub(crate) struct Logs {
 
 /// The id, if this hive has a worker of that name.
 pub(super) fn known(core: &Core, worker_id: &WorkerId) -> Result<WorkerId, ApiError> {
-    if core.supervisor.get(worker_id).is_none() {
-        return Err(unknown(core, worker_id));
+    // Some stand in the table only: those that are about to be started, and those that wait for their device.
+    if core.workers().borrow().contains_key(worker_id) || core.supervisor.get(worker_id).is_some() {
+        return Ok(worker_id.clone());
     }
-    Ok(worker_id.clone())
+    Err(unknown(core, worker_id))
 }
 
 fn unknown(core: &Core, worker_id: &WorkerId) -> ApiError {
-    let there = core.supervisor.list();
-    let there = names(there.iter().map(|kept| kept.id.as_str()));
+    let there = core.workers().borrow().clone();
+    let there = names(there.keys().map(WorkerId::as_str));
     let message = format!("this hive has no worker `{worker_id}`; it has {there}");
     ApiError::new(ErrorKind::NotFound, message).with_param("worker_id")
 }

@@ -10,7 +10,7 @@ use worker_supervisor::{Event, EventKind, Kept, State};
 use super::look::accompany;
 use crate::App;
 use crate::changes::Change;
-use crate::core::{Core, Worker};
+use crate::core::{Core, Table, Worker};
 
 /// What the supervisor says of a process that ended as it was asked to.
 const STOPPED: &str = "stopped";
@@ -100,18 +100,8 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
     let kept = core.supervisor.get(id);
     let mut started = None;
     core.change_workers(|table| {
-        if kept.is_none() && table.get(id).is_some_and(Worker::is_reserved) {
-            return Vec::new();
-        }
         let Some(kept) = kept else {
-            // That it has ended was told, unless that event was missed; that it will not come back was not.
-            let gone = table
-                .remove(id)
-                .filter(|worker| worker.pid.is_some() || worker.state == ProcessState::Restarting);
-            return gone
-                .map(|worker| removed(id, worker.pid, "ended"))
-                .into_iter()
-                .collect();
+            return gone(table, id);
         };
         let Some(worker) = table.get_mut(id) else {
             return Vec::new();
@@ -120,7 +110,10 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
             Some(pid) if worker.pid != Some(pid) => {
                 started = Some(pid);
                 worker.port = None;
-                worker.state = ProcessState::Starting;
+                // One that was told to end before it began ends still.
+                if worker.state != ProcessState::Stopping {
+                    worker.state = ProcessState::Starting;
+                }
                 vec![Change::WorkerAdded(id.clone())]
             }
             _ => Vec::new(),
@@ -131,8 +124,26 @@ fn reconcile(core: &Core, id: &WorkerId) -> Option<u32> {
     started
 }
 
+/// The supervisor keeps a worker no more: it leaves the table, or waits for its device. One that the supervisor never knew
+/// stays: it is about to be started, or waits already.
+pub(super) fn gone(table: &mut Table, id: &WorkerId) -> Vec<Change> {
+    let Some(worker) = table.get_mut(id).filter(|worker| worker.is_kept) else {
+        return Vec::new();
+    };
+    // That it has ended was told, unless that event was missed; that it will not come back was not.
+    let is_news = worker.pid.is_some() || worker.state == ProcessState::Restarting;
+    let change = is_news.then(|| removed(id, worker.pid, worker.farewell.as_deref().unwrap_or("ended")));
+    if worker.yields {
+        worker.wait();
+    } else {
+        table.remove(id);
+    }
+    change.into_iter().collect()
+}
+
 /// Takes over what the supervisor knows; what only a look at the worker tells stays as it is.
 pub(crate) fn adopt(worker: &mut Worker, kept: Kept) {
+    worker.is_kept = true;
     worker.pid = kept.pid;
     worker.restarts = kept.starts.saturating_sub(1);
     worker.exit = kept.exit;
@@ -151,6 +162,52 @@ pub(crate) fn adopt(worker: &mut Worker, kept: Kept) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::tests::worker;
+
+    /// The table after the supervisor keeps this worker no more, and what the queens hear.
+    fn after(worker: Worker) -> (Option<Worker>, Vec<Change>) {
+        let id = WorkerId::new("w").unwrap();
+        let mut table = Table::from([(id.clone(), worker)]);
+        let changes = gone(&mut table, &id);
+        (table.remove(&id), changes)
+    }
+
+    #[test]
+    fn a_worker_that_is_about_to_be_started_stays_though_nobody_keeps_it_yet() {
+        let (left, changes) = after(worker("cpu", ProcessState::Starting));
+        assert!(left.is_some() && changes.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_was_kept_and_is_no_more_leaves_the_table_even_if_it_never_had_a_process_there() {
+        let ended = Worker {
+            is_kept: true,
+            ..worker("cpu", ProcessState::Starting)
+        };
+        assert_eq!(after(ended), (None, Vec::new()));
+    }
+
+    #[test]
+    fn a_worker_that_made_room_for_the_owner_stays_in_sight_with_what_it_was_promised() {
+        let yielding = Worker {
+            is_kept: true,
+            yields: true,
+            farewell: Some("yielded to `game` (process 7)".into()),
+            log: "/logs/w.log".into(),
+            ..worker("cuda:0", ProcessState::Stopping)
+        };
+        let (left, changes) = after(yielding.clone());
+        let left = left.unwrap();
+        assert!(left.is_waiting() && changes.is_empty(), "{changes:?}");
+        assert_eq!((left.state, &left.log), (ProcessState::Restarting, &yielding.log));
+        assert_eq!(left.order, yielding.order);
+        assert_eq!(
+            left.reason.as_deref(),
+            Some("yielded to `game` (process 7); it is started again when its device is free")
+        );
+        // Later news of the process that it was change nothing.
+        assert_eq!(after(left.clone()), (Some(left), Vec::new()));
+    }
 
     #[test]
     fn the_queens_hear_why_the_hive_ended_a_worker_and_how_it_went() {

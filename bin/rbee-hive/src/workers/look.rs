@@ -100,11 +100,20 @@ async fn watch_start(app: &App, base_url: &str, id: &WorkerId, pid: u32) -> bool
         if matches!(health.status, WorkerStatus::Ready | WorkerStatus::Busy) {
             of_process(core, id, pid, |worker| {
                 worker.step = None;
+                worker.is_settled = true;
                 if worker.state == ProcessState::Starting {
                     worker.state = ProcessState::Running;
                 }
             });
             return true;
+        }
+        if health.status == WorkerStatus::Draining {
+            // An earlier hive, or somebody else, asked it to, and did not say here how long it may take.
+            of_process(core, id, pid, |worker| {
+                worker.state = ProcessState::Stopping;
+                worker.grace.get_or_insert(Duration::MAX);
+            });
+            return false;
         }
         let step = health.phase.map(|phase| (phase, health.progress));
         of_process(core, id, pid, |worker| worker.step = step);

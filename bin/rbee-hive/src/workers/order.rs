@@ -106,7 +106,7 @@ impl Launcher {
 
     /// How long a process that was asked to end may live on, with this grace instead of the settings'.
     pub(crate) fn stop_limit(&self, grace: Option<Duration>) -> Duration {
-        grace.unwrap_or(self.grace) + FAREWELL
+        grace.unwrap_or(self.grace).saturating_add(FAREWELL)
     }
 
     pub(crate) fn announce_file(&self, id: &WorkerId) -> PathBuf {
@@ -122,7 +122,10 @@ impl Launcher {
             args.push(flag.into());
             args.push(value.as_ref().to_owned());
         };
-        add("--model", &order.reference);
+        let is_signed = order.reference.contains('?');
+        if !is_signed {
+            add("--model", &order.reference);
+        }
         add("--model-id", &order.model.as_str());
         add("--device", &device);
         add("--device-name", &order.device.id);
@@ -150,6 +153,10 @@ impl Launcher {
             args.push("--insecure".into());
         }
         let mut env: Vec<(OsString, OsString)> = device_env.into_iter().collect();
+        if is_signed {
+            // The query of an address may be what gives access to it.
+            env.push(("RBEE_MODEL".into(), order.reference.clone().into()));
+        }
         if let Some(token) = &self.token {
             // Not as an argument: other users can read those.
             env.push(("RBEE_TOKEN".into(), token.expose().into()));
@@ -283,6 +290,18 @@ pub(crate) mod tests {
         assert!(spec.args.iter().all(|arg| arg != "a-long-secret"));
         assert!(!spec.label.contains("a-long-secret"));
         assert_eq!(spec.env, [("RBEE_TOKEN".into(), "a-long-secret".into())]);
+    }
+
+    #[test]
+    fn the_query_of_an_address_may_be_a_secret_and_goes_the_same_way() {
+        let mut order = order("cpu");
+        order.reference = "https://models.example/tiny.gguf?signature=abc".into();
+        assert!(!line(&order).contains("abc"), "{}", line(&order));
+        assert!(
+            spec(&order)
+                .env
+                .contains(&("RBEE_MODEL".into(), order.reference.into()))
+        );
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(crate) async fn recover(app: &App) {
             if kept.state == State::Running {
                 app.core.counters.worker_adoptions.inc();
                 worker.adopted_pid = kept.pid;
+                worker.is_settled = true;
                 changes.push(Change::WorkerAdded(kept.id.clone()));
             }
             let id = kept.id.clone();
@@ -54,6 +55,14 @@ pub(crate) async fn recover(app: &App) {
 
 fn respawn(app: &App, record: &Record) -> Option<(Order, Spec)> {
     let order = Order::from_label(&record.label).filter(|order| order.id == record.id)?;
+    if !app.core.sharing.allows(&order.device.id) {
+        tracing::info!(
+            worker_id = %order.id,
+            device = order.device.id,
+            "worker of an earlier hive ends: workers may use its device no more (--devices)"
+        );
+        return None;
+    }
     let spec = app.launcher.spec(&order, &app.config.queen_urls);
     Some((order, spec))
 }

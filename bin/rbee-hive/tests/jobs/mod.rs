@@ -14,11 +14,14 @@ async fn cancel(bed: &Bed, job: &JobAccepted) {
     within(bed.request(Method::DELETE, &path).send()).await.unwrap();
 }
 
-/// The first event from now on with this message.
+/// The first event from now on with this message, or this line of one.
 async fn said(events: &mut Receiver<JobEvent>, wanted: &str) {
     within(async {
         while let Some(event) = events.recv().await {
-            if event.message.as_deref() == Some(wanted) {
+            if event
+                .message
+                .is_some_and(|message| message.lines().any(|line| line == wanted))
+            {
                 return;
             }
         }
@@ -82,7 +85,7 @@ async fn the_devices_are_listed_with_their_load() {
 }
 
 #[tokio::test]
-async fn the_last_lines_of_a_log_are_shown_one_event_each() {
+async fn the_last_lines_of_a_log_are_shown_in_their_order() {
     let bed = start().await;
     let (id, _) = bed.spawn("good").await;
     for number in 1..=5 {
@@ -98,7 +101,13 @@ async fn the_last_lines_of_a_log_are_shown_one_event_each() {
         if event.state.is_final() {
             break event;
         }
-        lines.extend(event.message);
+        lines.extend(
+            event
+                .message
+                .iter()
+                .flat_map(|message| message.lines())
+                .map(str::to_owned),
+        );
     };
     assert_eq!(lines, ["line-3", "line-4", "line-5"]);
     assert_eq!(end.result, Some(json!({"worker_id": id, "lines": 3})));
@@ -140,12 +149,12 @@ async fn a_log_that_is_followed_ends_with_its_worker() {
 }
 
 #[tokio::test]
-async fn logs_that_are_not_there_and_more_lines_than_a_job_remembers_are_refused() {
+async fn logs_that_are_not_there_and_more_lines_than_are_given_are_refused() {
     let bed = start().await;
     let (status, message) = refusal(&bed, &json!({"operation": "worker_logs", "worker_id": "worker-x"})).await;
     assert!(status == 404 && message.contains("worker-x"), "{status} {message}");
     let (id, _) = bed.spawn("good").await;
-    let many = json!({"operation": "worker_logs", "worker_id": id, "lines": 1_000});
+    let many = json!({"operation": "worker_logs", "worker_id": id, "lines": 10_001});
     let (status, message) = refusal(&bed, &many).await;
     assert!(status == 400 && message.contains("`log`"), "{status} {message}");
     bed.end().await;
@@ -215,6 +224,37 @@ async fn a_worker_that_is_stopped_hears_how_long_its_requests_may_take() {
         .accepted(&json!({"operation": "worker_logs", "worker_id": id}))
         .await;
     said(&mut bed.events(&logs).await, "asked to finish within 7 s").await;
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_drained_worker_that_is_stopped_after_all_hears_how_long_it_has_now() {
+    let bed = start().await;
+    let (id, _) = bed.spawn("busy").await;
+    let drain = bed
+        .accepted(&json!({"operation": "worker_drain", "worker_id": id}))
+        .await;
+    let mut events = bed.events(&drain).await;
+    let takes_none = format!("worker {id} takes no new requests, and ends when those that it has are answered");
+    said(&mut events, &takes_none).await;
+    let end = bed.job(&json!({"operation": "worker_stop", "worker_id": id})).await;
+    assert_eq!(end.result.unwrap()["how"], "stopped");
+    assert_eq!(last(&mut events).await.state, JobState::Succeeded);
+    let logs = bed
+        .accepted(&json!({"operation": "worker_logs", "worker_id": id}))
+        .await;
+    // What the hive's settings say, instead of a week.
+    said(&mut bed.events(&logs).await, "asked to finish within 60 s").await;
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn a_grace_without_end_is_refused() {
+    let bed = start().await;
+    let (id, _) = bed.spawn("good").await;
+    let stop = json!({"operation": "worker_stop", "worker_id": id, "grace_s": u64::MAX});
+    let (status, message) = refusal(&bed, &stop).await;
+    assert!(status == 400 && message.contains("worker_drain"), "{status} {message}");
     bed.end().await;
 }
 
