@@ -18,6 +18,8 @@ use crate::metrics::Counters;
 
 /// Jobs that may run at once.
 pub(crate) const RUNNING_LIMIT: usize = 64;
+/// Of these, jobs that follow a log: they end only with their worker, and must not keep others out.
+pub(crate) const FOLLOWING_LIMIT: usize = 16;
 /// Jobs that are over and are remembered; when there are more, the oldest are forgotten.
 const KEPT: usize = 256;
 /// How long a job that is over is remembered.
@@ -65,10 +67,15 @@ impl Jobs {
         let job = Arc::new(Job::new(operation));
         {
             let mut jobs = self.current();
-            let running = jobs.iter().filter(|job| !job.state().is_final()).count();
-            if running >= RUNNING_LIMIT {
+            let running = || jobs.iter().filter(|job| !job.state().is_final());
+            if running().count() >= RUNNING_LIMIT {
                 let message =
                     format!("{RUNNING_LIMIT} jobs are running, which is the limit; wait for one or cancel it");
+                return Err(ApiError::new(ErrorKind::RateLimited, message).retry_after(1));
+            }
+            if job.follows() && running().filter(|job| job.follows()).count() >= FOLLOWING_LIMIT {
+                let message =
+                    format!("{FOLLOWING_LIMIT} jobs follow a log, which is the limit; wait for one or cancel it");
                 return Err(ApiError::new(ErrorKind::RateLimited, message).retry_after(1));
             }
             jobs.push_back(Arc::clone(&job));
@@ -165,6 +172,11 @@ impl Job {
             history: watch::Sender::new(history),
             cancel: CancellationToken::new(),
         }
+    }
+
+    /// Whether it follows a log.
+    fn follows(&self) -> bool {
+        matches!(self.operation, Operation::WorkerLogs { follow: true, .. })
     }
 
     pub(crate) fn state(&self) -> JobState {

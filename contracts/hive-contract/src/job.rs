@@ -14,7 +14,7 @@ pub enum Operation {
     WorkerSpawn {
         /// Model reference or catalogue name.
         model: String,
-        /// Backend; left out: that of the device, or the CPU.
+        /// Backend; left out: that of the device; without a device, a GPU's if one can be used and takes it, else the CPU.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         worker: Option<DeviceKind>,
         /// Device id; left out: a device of that kind on which it fits.

@@ -60,7 +60,7 @@ pub struct DeviceLoad {
 /// A process that is not a hive's, and large enough to count as the machine's owner at work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnerProcess {
-    /// Process id.
+    /// Process id; 0 where the driver does not name the processes on the device.
     pub pid: u32,
     /// Its name, where it may be read.
     #[serde(default)]
@@ -121,7 +121,7 @@ pub enum ProcessState {
     Starting,
     /// Ready or busy.
     Running,
-    /// Ended by itself; will be started again after a pause.
+    /// Will be started again: after a pause, as it ended by itself, or once the machine's owner has left its device.
     Restarting,
     /// Asked to end.
     Stopping,

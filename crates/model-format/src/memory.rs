@@ -20,9 +20,9 @@ const TILE_COLS: u64 = 32;
 const VALUE_ALIGN: u64 = 16;
 
 /// A worker's process without any model: its code, its threads, and what requests leave in the allocator.
-const PROCESS_BYTES: u64 = 48 << 20;
-/// What the tokenizer and the tables for structured output take for each entry of the vocabulary: 300 to 450 bytes.
-const BYTES_PER_TOKEN_OF_VOCABULARY: u64 = 512;
+const PROCESS_BYTES: u64 = 24 << 20;
+/// What the tables for structured output, built at the first request for it, take for each entry of the vocabulary.
+const BYTES_PER_TOKEN_OF_VOCABULARY: u64 = 360;
 /// A context on a GPU: the driver's own memory, compiled kernels, and the blocks that the allocator keeps.
 const GPU_CONTEXT_BYTES: u64 = 512 << 20;
 

@@ -156,6 +156,16 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
         assert_eq!(environment(*pid, "CUDA_VISIBLE_DEVICES"), Some(uuid));
     }
     host.cluster.until_ready(models::SMOLLM2, 5).await;
+    let anywhere = host.spawn(&json!({"worker": null, "context_length": 256})).await;
+    assert_eq!(
+        anywhere["result"]["device"], "cuda:2",
+        "a GPU comes before the CPU: {anywhere:#}"
+    );
+    let worker = anywhere["result"]["worker_id"].clone();
+    host.cluster
+        .job(&host.hive, &json!({"operation": "worker_stop", "worker_id": worker}))
+        .await;
+    host.cluster.until_ready(models::SMOLLM2, 5).await;
     let fleet = host.cluster.fleet().await;
     let mut told: Vec<&str> = fleet.workers.iter().map(|worker| worker.device.as_str()).collect();
     told.sort_unstable();
@@ -196,7 +206,10 @@ async fn a_model_that_fits_on_no_device_is_refused_with_the_figures_of_each() {
     for part in ["step `place`", "cuda:0", "cuda:1", "MiB"] {
         assert!(message.contains(part), "{part} is not in: {message}");
     }
-    // One that fits is found by asking for less.
+    // The CPU takes it where nobody insists on a GPU.
+    let anywhere = host.spawn(&json!({"worker": null})).await;
+    assert_eq!(anywhere["result"]["device"], "cpu", "{anywhere:#}");
+    // A GPU that has room for less is found by asking for less.
     let host = GpuHost::start(1, 1_700, &[]).await;
     let small = host.spawn(&json!({"context_length": 1_024})).await;
     assert_eq!(small["state"], "succeeded", "{small:#}");
@@ -222,6 +235,18 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
         .await;
     assert_eq!((seen.name.as_deref(), seen.vram_mb), (Some("sleep"), 3_000));
     eventually("the worker has left", async || (!is_alive(pid)).then_some(())).await;
+    let waiting = http::get(format!("{}/v1/workers", host.hive.url())).await.body["workers"][0].clone();
+    assert_eq!(
+        (&waiting["worker_id"], &waiting["state"]),
+        (&json!(id), &json!("restarting")),
+        "{waiting:#}"
+    );
+    assert!(
+        waiting["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("`sleep`")),
+        "{waiting:#}"
+    );
     let refused = host.spawn(&json!({"device": "cuda:0"})).await;
     let message = refused["error"]["message"]
         .as_str()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::ApiError;
-use hive_contract::{DeviceInfo, DeviceKind, JobProgress, Operation, ProcessState};
+use hive_contract::{DeviceInfo, DeviceKind, EngineInfo, JobProgress, Operation, ProcessState};
 use model_store::{ModelRef, StoredModel};
 use scheduler::{Reason, Refused, Why};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use worker_supervisor::Exit;
 use super::{list, model_ref, models, store_error};
 use crate::App;
 use crate::core::{Core, Held, Worker};
+use crate::engines::obstacle;
 use crate::jobs::{Failure, Job};
 use crate::placement::{Wish, reserve};
 use crate::workers::{self, Order};
@@ -29,8 +30,8 @@ const MAX_SLOTS: u32 = 256;
 #[derive(Debug)]
 pub(crate) struct Plan {
     model: ModelRef,
-    /// Its devices are of this kind.
-    kind: DeviceKind,
+    /// Kinds of devices that may take it, the first that has room for it.
+    kinds: Vec<DeviceKind>,
     /// The one that was asked for.
     device: Option<String>,
     context_length: Option<u32>,
@@ -61,7 +62,7 @@ pub(crate) fn check(core: &Core, operation: &Operation) -> Result<Plan, ApiError
     }
     Ok(Plan {
         model: model_ref(core, model)?,
-        kind: pick_kind(&core.devices(), *worker, device.as_deref())?,
+        kinds: pick_kinds(&core.devices(), &core.engines, *worker, device.as_deref())?,
         device: device.clone(),
         context_length: *context_length,
         slots: *slots,
@@ -132,12 +133,13 @@ async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held, job: &Jo
         ));
     }
     let random = &uuid::Uuid::new_v4().simple().to_string()[..8];
-    let wish = Wish {
-        id: WorkerId::new(format!("worker-{random}")).map_err(ApiError::internal)?,
+    let id = WorkerId::new(format!("worker-{random}")).map_err(ApiError::internal)?;
+    let wish = |kind| Wish {
+        id: id.clone(),
         reference: plan.model.to_string(),
         model: stored.id.clone(),
-        kind: plan.kind,
-        device: plan.device,
+        kind,
+        device: plan.device.clone(),
         context_length: plan.context_length,
         slots: plan.slots,
         keep_alive: match plan.keep_alive {
@@ -145,7 +147,22 @@ async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held, job: &Jo
             Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
         },
     };
-    reserve(&app.core, wish, &facts, hold).map_err(|refused| no_room(&stored.id, &refused))
+    let mut refused = Refused { reasons: Vec::new() };
+    for &kind in &plan.kinds {
+        match reserve(&app.core, wish(kind), &facts, hold.clone()) {
+            Ok(order) => {
+                if !refused.reasons.is_empty() {
+                    job.say(format!(
+                        "{} goes to {}; elsewhere: {refused}",
+                        stored.id, order.device.id
+                    ));
+                }
+                return Ok(order);
+            }
+            Err(Refused { reasons }) => refused.reasons.extend(reasons),
+        }
+    }
+    Err(no_room(&stored.id, &refused))
 }
 
 fn no_room(model: &shared_contract::ModelId, refused: &Refused) -> ApiError {
@@ -239,20 +256,29 @@ fn start_error(error: &worker_supervisor::Error) -> ApiError {
 }
 
 /// The kind of device that is asked for, of which there is one: that of the device, or the CPU.
-fn pick_kind(devices: &[DeviceInfo], kind: Option<DeviceKind>, wanted: Option<&str>) -> Result<DeviceKind, ApiError> {
+fn pick_kinds(
+    devices: &[DeviceInfo],
+    engines: &[EngineInfo],
+    kind: Option<DeviceKind>,
+    wanted: Option<&str>,
+) -> Result<Vec<DeviceKind>, ApiError> {
     if kind == Some(DeviceKind::Unknown) {
         let message = "this hive knows no such kind of worker; use cpu, cuda, metal, rocm or xpu";
         return Err(ApiError::invalid("worker", message));
     }
     let there = list(devices.iter().map(|device| device.id.as_str()));
     let Some(id) = wanted else {
-        let kind = kind.unwrap_or_default();
-        if devices.iter().any(|device| device.kind == kind) {
-            return Ok(kind);
-        }
-        let message =
-            format!("this hive has no device for a {kind} worker; it has {there} (see --devices of the hive)");
-        return Err(ApiError::invalid("worker", message));
+        let Some(kind) = kind else {
+            let kinds = usable_kinds(devices, engines);
+            let message = format!("this hive has no device that its worker program can use; it has {there}");
+            return kinds.ok_or_else(|| ApiError::invalid("worker", message));
+        };
+        let Some(device) = devices.iter().find(|device| device.kind == kind) else {
+            let message =
+                format!("this hive has no device for a {kind} worker; it has {there} (see --devices of the hive)");
+            return Err(ApiError::invalid("worker", message));
+        };
+        return check_engines("worker", device, engines);
     };
     let Some(device) = devices.iter().find(|device| device.id == id) else {
         let message = format!("this hive has no device `{id}`; it has {there} (see --devices of the hive)");
@@ -263,7 +289,32 @@ fn pick_kind(devices: &[DeviceInfo], kind: Option<DeviceKind>, wanted: Option<&s
             let message = format!("device `{id}` takes a {} worker, not a {kind} worker", device.kind);
             Err(ApiError::invalid("worker", message))
         }
-        _ => Ok(device.kind),
+        _ => check_engines("device", device, engines),
+    }
+}
+
+/// Kinds of devices on which a worker can run: GPUs first. Where there is none, the CPU, if it may be used: its refusal will
+/// say why not.
+fn usable_kinds(devices: &[DeviceInfo], engines: &[EngineInfo]) -> Option<Vec<DeviceKind>> {
+    let usable = devices.iter().filter(|device| obstacle(engines, device).is_none());
+    let (cpu, mut gpus): (Vec<_>, Vec<_>) = usable
+        .map(|device| device.kind)
+        .partition(|kind| *kind == DeviceKind::Cpu);
+    gpus.dedup();
+    gpus.extend(cpu);
+    let has_cpu = devices.iter().any(|device| device.kind == DeviceKind::Cpu);
+    if gpus.is_empty() && has_cpu {
+        gpus.push(DeviceKind::Cpu);
+    }
+    Some(gpus).filter(|kinds| !kinds.is_empty())
+}
+
+/// The device's kind, if a program for it was built at all: a model need not be fetched to find that out.
+fn check_engines(param: &str, device: &DeviceInfo, engines: &[EngineInfo]) -> Result<Vec<DeviceKind>, ApiError> {
+    let is_built = engines.is_empty() || engines.iter().any(|engine| engine.kinds.contains(&device.kind));
+    match obstacle(engines, device).filter(|_| !is_built) {
+        Some(why) => Err(ApiError::invalid(param, why)),
+        None => Ok(vec![device.kind]),
     }
 }
 
@@ -271,17 +322,53 @@ fn pick_kind(devices: &[DeviceInfo], kind: Option<DeviceKind>, wanted: Option<&s
 mod tests {
     use super::*;
 
-    fn pick(kind: Option<DeviceKind>, wanted: Option<&str>) -> Result<DeviceKind, String> {
+    fn engine(kinds: &[DeviceKind]) -> EngineInfo {
+        EngineInfo {
+            implementation: "llm-worker-rbee".into(),
+            version: "0.1.0".into(),
+            kinds: kinds.to_vec(),
+            cuda_capability: None,
+        }
+    }
+
+    fn pick_with(
+        engines: &[EngineInfo],
+        kind: Option<DeviceKind>,
+        wanted: Option<&str>,
+    ) -> Result<Vec<DeviceKind>, String> {
         let devices = ["cpu", "cuda:0", "cuda:1"].map(|id| workers::tests::order(id).device);
-        pick_kind(&devices, kind, wanted).map_err(|error| error.to_string())
+        pick_kinds(&devices, engines, kind, wanted).map_err(|error| error.to_string())
+    }
+
+    fn pick(kind: Option<DeviceKind>, wanted: Option<&str>) -> Result<Vec<DeviceKind>, String> {
+        pick_with(&[engine(&[DeviceKind::Cpu, DeviceKind::Cuda])], kind, wanted)
     }
 
     #[test]
     fn the_kind_follows_from_what_is_asked_for() {
-        assert_eq!(pick(None, None), Ok(DeviceKind::Cpu));
-        assert_eq!(pick(Some(DeviceKind::Cuda), None), Ok(DeviceKind::Cuda));
-        assert_eq!(pick(None, Some("cuda:1")), Ok(DeviceKind::Cuda));
-        assert_eq!(pick(Some(DeviceKind::Cuda), Some("cuda:1")), Ok(DeviceKind::Cuda));
+        assert_eq!(pick(Some(DeviceKind::Cuda), None), Ok(vec![DeviceKind::Cuda]));
+        assert_eq!(pick(None, Some("cuda:1")), Ok(vec![DeviceKind::Cuda]));
+        assert_eq!(pick(Some(DeviceKind::Cuda), Some("cuda:1")), Ok(vec![DeviceKind::Cuda]));
+        assert_eq!(pick(None, Some("cpu")), Ok(vec![DeviceKind::Cpu]));
+    }
+
+    #[test]
+    fn where_nothing_is_asked_for_a_gpu_that_can_be_used_comes_before_the_cpu() {
+        assert_eq!(pick(None, None), Ok(vec![DeviceKind::Cuda, DeviceKind::Cpu]));
+        let cpu_only = [engine(&[DeviceKind::Cpu])];
+        assert_eq!(pick_with(&cpu_only, None, None), Ok(vec![DeviceKind::Cpu]));
+        assert_eq!(pick_with(&[], None, None), Ok(vec![DeviceKind::Cpu]));
+    }
+
+    #[test]
+    fn a_kind_for_which_no_program_was_built_is_refused_before_anything_is_fetched() {
+        let cpu_only = [engine(&[DeviceKind::Cpu])];
+        for wrong in [
+            pick_with(&cpu_only, Some(DeviceKind::Cuda), None),
+            pick_with(&cpu_only, None, Some("cuda:1")),
+        ] {
+            assert!(wrong.unwrap_err().contains("--worker-command"));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hive_contract::ProcessState;
+use hive_contract::{DeviceInfo, ProcessState};
 use model_store::ModelRef;
 use shared_contract::WorkerId;
 use worker_supervisor::{Record, Recovery, Spec, State};
@@ -54,7 +54,13 @@ pub(crate) async fn recover(app: &App) {
 }
 
 fn respawn(app: &App, record: &Record) -> Option<(Order, Spec)> {
-    let order = Order::from_label(&record.label).filter(|order| order.id == record.id)?;
+    let mut order = Order::from_label(&record.label).filter(|order| order.id == record.id)?;
+    // GPUs are counted anew when one of them is gone; what a worker was given is this one.
+    let devices = app.core.monitor.snapshot().devices();
+    let same = |device: &DeviceInfo| device.uuid.is_some() && device.uuid == order.device.uuid;
+    if let Some(device) = devices.into_iter().find(same) {
+        order.device = device;
+    }
     if !app.core.sharing.allows(&order.device.id) {
         tracing::info!(
             worker_id = %order.id,

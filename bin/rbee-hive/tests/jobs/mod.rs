@@ -259,7 +259,7 @@ async fn a_grace_without_end_is_refused() {
 }
 
 #[tokio::test]
-async fn the_jobs_that_run_at_once_are_bounded_and_one_too_many_hears_when_to_come_back() {
+async fn the_logs_that_are_followed_at_once_are_bounded_and_keep_no_other_job_out() {
     let bed = start().await;
     let (id, _) = bed.spawn("good").await;
     let follow = json!({"operation": "worker_logs", "worker_id": id, "follow": true});
@@ -272,8 +272,10 @@ async fn the_jobs_that_run_at_once_are_bounded_and_one_too_many_hears_when_to_co
         running.push(answer.json::<JobAccepted>().await.unwrap());
         assert!(running.len() <= 1_000, "there is no bound");
     };
-    assert_eq!((refused.status().as_u16(), running.len()), (429, 64));
+    assert_eq!((refused.status().as_u16(), running.len()), (429, 16));
     assert!(refused.headers().contains_key("retry-after"));
+    let other = json!({"operation": "worker_list"});
+    assert_eq!(bed.post_job(&other).await.status(), 202);
 
     let mut events = bed.events(&running[0]).await;
     cancel(&bed, &running[0]).await;
