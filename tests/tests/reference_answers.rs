@@ -14,6 +14,8 @@ use std::path::Path;
 
 use batch_engine::{Engine, EngineHandle, EngineOptions, Event, Output, Request, StepInput};
 use candle_models::{DeviceSpec, LoadOptions, LoadedModel, load};
+use model_format::Backend;
+use rbee_tests::models;
 use rbee_tests::perplexity::perplexity;
 use serde::Deserialize;
 use serde_json::Value;
@@ -68,6 +70,17 @@ struct Answer {
 
 fn open(path: &Path) -> LoadedModel {
     load(path, &LoadOptions::new(DeviceSpec::Cpu), &mut |_| {}).expect("the model loads")
+}
+
+#[tokio::test]
+async fn a_header_tells_what_the_loaded_model_takes() {
+    for path in [models::smollm2().await, models::gemma3().await] {
+        let need = model_format::facts(&path).expect("a header").memory(Backend::Cpu);
+        let LoadedModel { info, .. } = open(&path);
+        let taken = [info.weight_bytes, info.scratch_bytes, info.kv_bytes_per_token];
+        let told = [need.weight_bytes, need.scratch_bytes, need.kv_bytes_per_token];
+        assert_eq!(told, taken.map(|bytes| bytes as u64), "{}", path.display());
+    }
 }
 
 fn read(json: &str) -> Vec<Case> {
@@ -327,28 +340,28 @@ fn check_perplexity(path: &Path, theirs: f64) {
 
 #[tokio::test]
 async fn smollm2_is_as_perplexed_by_a_text_as_llama_cpp() {
-    check_perplexity(&rbee_tests::models::smollm2().await, 33.7186);
+    check_perplexity(&models::smollm2().await, 33.7186);
 }
 
 #[tokio::test]
 async fn gemma3_is_as_perplexed_by_a_text_as_llama_cpp() {
-    check_perplexity(&rbee_tests::models::gemma3().await, 40.4050);
+    check_perplexity(&models::gemma3().await, 40.4050);
 }
 
 #[tokio::test]
 async fn smollm2_chats_as_llama_cpp_does() {
-    let path = rbee_tests::models::smollm2().await;
+    let path = models::smollm2().await;
     check(&path, include_str!("reference_answers/smollm2-chat.json")).await;
 }
 
 #[tokio::test]
 async fn smollm2_completes_as_llama_cpp_does() {
-    let path = rbee_tests::models::smollm2().await;
+    let path = models::smollm2().await;
     check(&path, include_str!("reference_answers/smollm2-completions.json")).await;
 }
 
 #[tokio::test]
 async fn gemma3_completes_as_llama_cpp_does() {
-    let path = rbee_tests::models::gemma3().await;
+    let path = models::gemma3().await;
     check(&path, include_str!("reference_answers/gemma3-completions.json")).await;
 }

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use anyhow::bail;
 use chrono::Utc;
 use daemon::Shutdown;
+use daemon::quantity::Span;
 use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
 use model_store::{Catalogue, DamagedModel, ModelRef, ModelStore, StoreError, StoredModel};
 use queen_rbee::fleet::{HiveView, Liveness};
@@ -84,11 +85,14 @@ pub(crate) async fn spawn(global: &Global, args: SpawnArgs, shutdown: &Shutdown)
     };
     work(global, &hive, &operation, shutdown, |result| {
         let field = |name: &str| result[name].as_str().map(render::clean);
+        let limit = result["keep_alive_s"].as_u64().filter(|seconds| *seconds > 0);
+        let limit = limit.map(|seconds| format!("; it is stopped after {} without a request", Span::secs(seconds)));
         Some(format!(
-            "{} serves {} on {}",
+            "{} serves {} on {}{}",
             field("worker_id")?,
             field("model")?,
-            field("device")?
+            field("device")?,
+            limit.unwrap_or_default()
         ))
     })
     .await

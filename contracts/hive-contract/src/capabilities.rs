@@ -193,7 +193,7 @@ pub struct ModelFacts {
     pub kv_heads: u32,
     /// Tokens that it was made for.
     pub context_length: u32,
-    /// How most of the weights are stored, for example `Q4_K` or `BF16`.
+    /// How the weights are stored, for example `Q4_K_M` or `BF16`.
     pub quantization: String,
     /// Bytes of the weights, as they lie in the files.
     pub weight_bytes: u64,

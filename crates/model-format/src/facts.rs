@@ -43,7 +43,7 @@ pub struct Facts {
     pub width: u32,
     /// Elements inside of the feed-forward part.
     pub hidden: u32,
-    /// The type that holds most of the weights, for example `Q4_K` or `BF16`.
+    /// The mixture of types that its file names, for example `Q4_K_M`; else the type that holds most of the weights.
     pub quantization: String,
     /// Bytes of the weights as they lie in the files.
     pub weight_bytes: u64,
@@ -165,6 +165,21 @@ impl Description<'_> {
     }
 }
 
+/// What people call a mixture of types, by the number that GGUF files give it: llama.cpp's `llama_ftype`.
+fn file_type(number: usize) -> Option<&'static str> {
+    Some(match number {
+        10 => "Q2_K",
+        11 => "Q3_K_S",
+        12 => "Q3_K_M",
+        13 => "Q3_K_L",
+        14 => "Q4_K_S",
+        15 => "Q4_K_M",
+        16 => "Q5_K_S",
+        17 => "Q5_K_M",
+        _ => return None,
+    })
+}
+
 fn of_gguf(file: &ModelFile) -> Result<Facts, FormatError> {
     let family = file.string("general.architecture").filter(|name| !name.is_empty());
     let family = family.ok_or_else(|| FormatError::Damaged("its metadata lacks general.architecture".to_owned()))?;
@@ -190,6 +205,8 @@ fn of_gguf(file: &ModelFile) -> Result<Facts, FormatError> {
         Ok(rows) => Some(rows),
         Err(_) => file.array("tokenizer.ggml.tokens").map(Array::len),
     };
+    let most = tally.quantization()?;
+    let mixture = file.count("general.file_type").and_then(file_type);
     Ok(Facts {
         family: short(family),
         name: file.string("general.name").map(short).filter(|name| !name.is_empty()),
@@ -202,7 +219,7 @@ fn of_gguf(file: &ModelFile) -> Result<Facts, FormatError> {
         vocab_size: vocab.map_or(0, |rows| u32::try_from(rows).unwrap_or(u32::MAX)),
         width,
         hidden: says.count("feed_forward_length")?.unwrap_or(0),
-        quantization: tally.quantization()?,
+        quantization: mixture.map_or(most, str::to_owned),
         weight_bytes: tally.bytes,
         cpu_weight_bytes: tally.loaded.cpu,
         gpu_weight_bytes: tally.loaded.gpu,

@@ -183,3 +183,91 @@ async fn daemons_may_start_in_any_order() {
         })
         .await;
 }
+
+/// Takes more than five seconds: a real model is loaded, answers, and rests.
+#[tokio::test]
+async fn a_worker_that_nobody_asks_is_stopped_and_one_that_answers_is_not() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let mut operation = spawn();
+    operation["keep_alive_s"] = json!(1);
+    let spawned = cluster.job(&hive, &operation).await;
+    let pid = spawned["result"]["pid"]
+        .as_i64()
+        .unwrap_or_else(|| panic!("{spawned:#}")) as i32;
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    // It writes for longer than it may rest.
+    let mut body = rbee_tests::cluster::chat_body(models::SMOLLM2, "Tell me a long story.");
+    body["stream"] = json!(true);
+    body["max_tokens"] = json!(400);
+    let lines: Vec<String> = http::post_stream(cluster.chat_url(), &body).await.collect().await;
+    assert_eq!(lines.last().map(String::as_str), Some("[DONE]"));
+    eventually("the worker is stopped", async || (!is_alive(pid)).then_some(())).await;
+    let listed = cluster.job(&hive, &json!({"operation": "worker_list"})).await;
+    assert_eq!(listed["result"]["workers"], json!([]), "it is not started again");
+    assert_eq!(
+        http::metric(&hive.url(), "rbee_hive_worker_idle_stops_total").await,
+        1.0
+    );
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn what_a_worker_prints_can_be_read_and_followed_to_its_end() {
+    let cluster = Cluster::start().await;
+    let hive = cluster.hive().await;
+    let spawned = cluster.job(&hive, &spawn()).await;
+    let id = spawned["result"]["worker_id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{spawned:#}"));
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    let logs = |more: &[&str]| {
+        let mut command = Program::Rbee.command();
+        command.args(["--queen-url", &cluster.url(), "logs", id]).args(more);
+        Process::spawn(command)
+    };
+    let mut last = logs(&["-n", "1"]);
+    assert!(last.ended().await.success());
+    assert_eq!(last.log().lines().count(), 1, "{}", last.log());
+
+    let mut followed = logs(&["-f"]);
+    eventually("the past is shown", async || {
+        followed.log().contains("model loaded").then_some(())
+    })
+    .await;
+    cluster
+        .job(&hive, &json!({"operation": "worker_stop", "worker_id": id}))
+        .await;
+    assert!(followed.ended().await.success());
+    assert!(followed.log().contains("draining"), "{}", followed.log());
+    let mut afterwards = logs(&["--hive", &hive.url()]);
+    assert!(afterwards.ended().await.success(), "the log of one that has ended");
+    assert!(afterwards.log().contains("draining"), "{}", afterwards.log());
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_start_is_a_failure_that_says_why() {
+    let cluster = Cluster::start().await;
+    let script = "case $0 in
+        --version) echo llm-worker-rbee 0.1.0 ;;
+        *) echo error while loading shared libraries: libcublas.so.13: cannot open shared object file >&2; exit 127 ;;
+    esac";
+    let worker = [
+        "--worker-command",
+        "sh",
+        "--worker-command",
+        "-c",
+        "--worker-command",
+        script,
+    ];
+    let url = cluster.url();
+    let args = ["--port", "0", "--queen-url", &url];
+    let hive = Process::daemon(Program::Hive, args.iter().chain(&worker)).await;
+    let failed = cluster.job(&hive, &spawn()).await;
+    let message = failed["error"]["message"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{failed:#}"));
+    for part in ["step `load`", "127", "libcublas.so.13"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
+}

@@ -54,10 +54,13 @@ pub(crate) fn check(core: &Core, operation: &Operation) -> Result<Plan, ApiError
         return Err(ApiError::internal("this plans workers only"));
     };
     if *context_length == Some(0) {
-        return Err(ApiError::invalid("context_length", "a request takes at least 1 token"));
+        return Err(ApiError::invalid(
+            "context_length",
+            "context_length: a request takes at least 1 token",
+        ));
     }
     if slots.is_some_and(|slots| !(1..=MAX_SLOTS).contains(&slots)) {
-        let message = format!("a worker computes from 1 to {MAX_SLOTS} requests together");
+        let message = format!("slots: a worker computes from 1 to {MAX_SLOTS} requests together");
         return Err(ApiError::invalid("slots", message));
     }
     Ok(Plan {
@@ -115,6 +118,7 @@ pub(crate) async fn perform(app: &App, plan: Plan, job: &Arc<Job>) -> Result<Val
         "pid": worker.pid,
         "granted_mb": order.grant.bytes >> 20,
         "kv_tokens": order.grant.kv_tokens,
+        "keep_alive_s": order.keep_alive.map_or(0, |limit| limit.as_secs()),
     }))
 }
 

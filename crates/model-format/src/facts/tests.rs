@@ -158,6 +158,16 @@ fn an_architecture_that_nobody_knows_has_facts_too() {
 }
 
 #[test]
+fn a_mixture_of_types_has_the_name_that_its_file_gives_it() {
+    let with = |number| {
+        let file = Gguf::llama().count("general.file_type", number);
+        file.facts().expect("a header").quantization
+    };
+    assert_eq!(with(15), "Q4_K_M");
+    assert_eq!(with(999), "Q4_K", "a number of later files: the type of most weights");
+}
+
+#[test]
 fn numbers_that_differ_from_layer_to_layer_are_added_up() {
     let facts = Gguf::new("decilm")
         .count("decilm.block_count", 3)
