@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::process::cargo;
+
 /// NVML's numbers for what went wrong.
 pub mod code {
     /// It was not initialised, or the driver has been loaded anew since.
@@ -209,17 +211,15 @@ pub fn library() -> &'static Path {
         // A test lies in PROFILE/deps, a program in PROFILE itself.
         let folder = test.parent().expect("the folder of this program");
         let profile = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
-        let mut cargo = std::process::Command::new(env!("CARGO"));
-        cargo
-            .args([
-                "build",
-                "--package",
-                env!("CARGO_PKG_NAME"),
-                "--example",
-                "fake_nvml",
-                "--quiet",
-            ])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        let mut cargo = cargo();
+        cargo.args([
+            "build",
+            "--package",
+            env!("CARGO_PKG_NAME"),
+            "--example",
+            "fake_nvml",
+            "--quiet",
+        ]);
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

@@ -65,6 +65,20 @@ fn clean(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// The cargo that built this test, without what it told the test of its package: a dependency that looks at these variables
+/// would be built anew, and much with it.
+pub(crate) fn cargo() -> std::process::Command {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    let told = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in std::env::vars_os() {
+        if told(&name.to_string_lossy()) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo
+}
+
 /// Folder of the programs. `cargo test` builds a program only beside its own package's tests, so they are built here,
 /// once for each test binary and in the same profile: a matter of a moment when nothing changed.
 fn folder() -> &'static Path {
@@ -76,12 +90,11 @@ fn folder() -> &'static Path {
             .and_then(Path::parent)
             .expect("target/PROFILE/deps/TEST")
             .to_owned();
-        let mut cargo = std::process::Command::new(env!("CARGO"));
+        let mut cargo = cargo();
         cargo
             // With the tests, so that the programs share the tests' features of their dependencies and all these builds:
             // without, much of it would be built once more.
-            .args(["build", "--workspace", "--bins", "--tests", "--quiet"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
+            .args(["build", "--workspace", "--bins", "--tests", "--quiet"]);
         if folder.ends_with("release") {
             cargo.arg("--release");
         }
