@@ -84,14 +84,6 @@ impl MemoryNeed {
             .saturating_add(blocks.saturating_mul(self.block_bytes()))
     }
 
-    /// The most tokens, in whole blocks, whose [`total`](Self::total) is at most `bytes`; 0 where not one block fits.
-    pub fn kv_tokens_in(&self, bytes: u64) -> u64 {
-        let left = bytes.saturating_sub(self.fixed_bytes());
-        // A model without a KV cache takes any number of tokens.
-        let blocks = left.checked_div(self.block_bytes()).unwrap_or(u64::MAX);
-        blocks.saturating_mul(KV_BLOCK_TOKENS)
-    }
-
     fn fixed_bytes(&self) -> u64 {
         self.weight_bytes
             .saturating_add(self.scratch_bytes)

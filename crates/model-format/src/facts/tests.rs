@@ -202,26 +202,15 @@ fn what_has_no_facts_is_refused_by_name() {
 }
 
 #[test]
-fn memory_is_whole_blocks_and_what_fits_never_takes_more() {
+fn memory_grows_by_whole_blocks() {
     let need = Gguf::llama().facts().expect("a header").memory(Backend::Cpu);
     assert!(need.scratch_bytes > 0 && need.overhead_bytes > 0);
     let block = KV_BLOCK_TOKENS * need.kv_bytes_per_token;
     assert_eq!(need.total(1), need.total(KV_BLOCK_TOKENS));
     assert_eq!(need.total(KV_BLOCK_TOKENS + 1), need.total(0) + 2 * block);
-    assert_eq!(need.kv_tokens_in(need.total(0) + block - 1), 0);
-    assert_eq!(need.kv_tokens_in(need.total(0) + block), KV_BLOCK_TOKENS);
-    assert_eq!(need.kv_tokens_in(0), 0);
 }
 
 proptest! {
-    #[test]
-    fn tokens_that_fit_are_the_most_that_do(bytes: u64, per_token in 1u64..1 << 24, weights in 0u64..1 << 50) {
-        let need = MemoryNeed { weight_bytes: weights, scratch_bytes: 7, overhead_bytes: 9, kv_bytes_per_token: per_token };
-        let tokens = need.kv_tokens_in(bytes);
-        prop_assert!(tokens == 0 || need.total(tokens) <= bytes);
-        prop_assert!(need.total(tokens + 1) > bytes);
-    }
-
     #[test]
     fn any_bytes_behind_the_magic_are_an_error_and_no_panic(
         counts in prop::array::uniform2(prop_oneof![0u64..4, any::<u64>()]),
@@ -246,7 +235,7 @@ proptest! {
         if let Ok(facts) = facts_of(&bytes) {
             for backend in [Backend::Cpu, Backend::Gpu] {
                 let need = facts.memory(backend);
-                prop_assert!(need.total(need.kv_tokens_in(u64::MAX)) >= need.total(0));
+                prop_assert!(need.total(u64::MAX) >= need.total(0));
             }
         }
     }
