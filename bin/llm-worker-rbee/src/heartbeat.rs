@@ -167,6 +167,7 @@ fn build(state: &State, load: Option<&Load>, timestamp: DateTime<Utc>) -> Worker
             context_length: served.map_or(0, |served| saturate(served.engine.context_length())),
             model_revision: served.and_then(|served| served.revision.clone()),
             endpoints: endpoints(served),
+            features: Vec::new(),
             pid: Some(std::process::id()),
             status_detail: detail(&phase),
         },

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use hive_contract::ModelFacts;
-use model_format::Facts;
+use hive_contract::{MemoryNeed, MemoryNeeds, ModelFacts};
+use model_format::{Backend, Facts, KV_BLOCK_TOKENS};
 
 /// Models that are remembered; beyond that, all are forgotten and read again when they are asked for.
 const LIMIT: usize = 256;
@@ -112,6 +112,19 @@ pub(crate) fn in_contract(facts: &Facts) -> ModelFacts {
         weight_bytes: facts.weight_bytes,
         kv_bytes_per_token: facts.kv_bytes_per_token,
         chat: facts.chat,
+        memory: Some(MemoryNeeds {
+            cpu: need(facts, Backend::Cpu),
+            gpu: need(facts, Backend::Gpu),
+            block_tokens: u32::try_from(KV_BLOCK_TOKENS).unwrap_or(u32::MAX),
+        }),
+    }
+}
+
+fn need(facts: &Facts, backend: Backend) -> MemoryNeed {
+    let memory = facts.memory(backend);
+    MemoryNeed {
+        fixed_bytes: memory.total(0),
+        kv_bytes_per_token: memory.kv_bytes_per_token,
     }
 }
 

@@ -140,6 +140,7 @@ pub(crate) fn stats_of(id: &WorkerId, worker: &Worker) -> ProcessStats {
         worker_id: Some(id.clone()),
         device: Some(worker.order.device.id.clone()),
         granted_mb: Some(worker.order.grant.bytes >> 20),
+        pinned: worker.order.pinned,
     }
 }
 

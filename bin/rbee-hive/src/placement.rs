@@ -30,6 +30,7 @@ pub(crate) struct Wish {
     pub(crate) context_length: Option<u32>,
     pub(crate) slots: Option<u32>,
     pub(crate) keep_alive: Option<Duration>,
+    pub(crate) pinned: bool,
 }
 
 impl Wish {
@@ -44,6 +45,7 @@ impl Wish {
             context_length: order.context_length,
             slots: order.slots,
             keep_alive: order.keep_alive,
+            pinned: order.pinned,
         }
     }
 
@@ -140,6 +142,7 @@ impl Measured {
             context_length: wish.context_length,
             slots: wish.slots,
             keep_alive: wish.keep_alive,
+            pinned: wish.pinned,
         });
         table.insert(order.id.clone(), Worker::new(Arc::clone(&order), hold));
         Ok(order)

@@ -261,6 +261,7 @@ mod tests {
                 weight_bytes: 1,
                 kv_bytes_per_token: 1,
                 chat: true,
+                memory: None,
             }),
             problem: None,
         };

@@ -202,6 +202,29 @@ pub struct ModelFacts {
     /// Whether it has a chat template.
     #[serde(default)]
     pub chat: bool,
+    /// What a worker with it takes of a device's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryNeeds>,
+}
+
+/// What a worker takes of a device's memory, by what computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryNeeds {
+    /// On the main processor.
+    pub cpu: MemoryNeed,
+    /// On a GPU.
+    pub gpu: MemoryNeed,
+    /// Tokens by which the KV cache grows.
+    pub block_tokens: u32,
+}
+
+/// What a worker takes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryNeed {
+    /// With an empty KV cache: weights, scratch, the process itself.
+    pub fixed_bytes: u64,
+    /// For each token in the KV cache.
+    pub kv_bytes_per_token: u64,
 }
 
 /// A worker program.

@@ -10,8 +10,8 @@ mod models;
 mod telemetry;
 
 pub use capabilities::{
-    Capabilities, CapabilitiesReply, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, ModelEntry, ModelFacts,
-    ParseDeviceError, WorkerExit,
+    Capabilities, CapabilitiesReply, CapabilityChanges, DeviceInfo, DeviceKind, EngineInfo, MemoryNeed, MemoryNeeds,
+    ModelEntry, ModelFacts, ParseDeviceError, WorkerExit,
 };
 pub use heartbeat::{HiveHeartbeat, HiveInfo};
 pub use job::{JobAccepted, JobEvent, JobProgress, JobState, JobStatus, Operation};

@@ -111,6 +111,9 @@ pub struct ProcessStats {
     /// Memory of the device that was promised to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub granted_mb: Option<u64>,
+    /// Whether it is to run until somebody stops it, however long nobody asks it anything.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// Life of a worker process under its hive.

@@ -101,6 +101,7 @@ fn description(worker: &WorkerInfo) -> impl PartialEq + '_ {
         context_length,
         model_revision,
         endpoints,
+        features,
         pid,
         status_detail,
     } = worker;
@@ -119,7 +120,7 @@ fn description(worker: &WorkerInfo) -> impl PartialEq + '_ {
             slots,
             context_length,
             model_revision,
-            endpoints,
+            (endpoints, features),
         ),
         (status, step),
     )

@@ -41,6 +41,9 @@ pub struct WorkerInfo {
     /// The OpenAI endpoints that the model can serve.
     #[serde(default = "chat_only")]
     pub endpoints: Vec<Endpoint>,
+    /// What it can do beyond the endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<Feature>,
     /// Process id on its host.
     #[serde(default)]
     pub pid: Option<u32>,
@@ -87,6 +90,22 @@ pub struct StatusDetail {
     /// Why, where the status needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// What a worker can do beyond the endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// Goes on with a stream that another worker began, token by token; see [`Resume`](crate::Resume).
+    Resume,
+    /// Goes on with an assistant's last message instead of beginning another one, where a chat request has
+    /// `continue_final_message: true` and `add_generation_prompt: false`, as vLLM has them.
+    ContinueFinalMessage,
+    /// Counts a chat's tokens: `POST /v1/count_tokens`.
+    CountTokens,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An OpenAI endpoint.

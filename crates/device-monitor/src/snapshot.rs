@@ -332,6 +332,7 @@ mod tests {
             worker_id: None,
             device: Some(device.into()),
             granted_mb: None,
+            pinned: false,
         }
     }
 

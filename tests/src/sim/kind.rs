@@ -63,6 +63,7 @@ impl Kind for WorkerHeartbeat {
                 context_length: 0,
                 model_revision: None,
                 endpoints: vec![Endpoint::ChatCompletions],
+                features: Vec::new(),
                 pid: None,
                 status_detail: None,
             },

@@ -150,6 +150,7 @@ async fn place(app: &App, plan: Plan, stored: &StoredModel, hold: Held, job: &Jo
             None => app.config.idle_unload,
             Some(limit) => Some(limit).filter(|limit| !limit.is_zero()),
         },
+        pinned: plan.keep_alive.is_some_and(|limit| limit.is_zero()),
     };
     let mut refused = Refused { reasons: Vec::new() };
     for &kind in &plan.kinds {

@@ -35,6 +35,9 @@ pub(crate) struct Order {
     /// Time without a request after which it is stopped; `None`: never.
     #[serde(default)]
     pub(crate) keep_alive: Option<Duration>,
+    /// Whether somebody asked that it is never stopped for idleness.
+    #[serde(default)]
+    pub(crate) pinned: bool,
 }
 
 /// Memory of a device that is promised to a worker.
@@ -239,6 +242,7 @@ pub(crate) mod tests {
             context_length: None,
             slots: None,
             keep_alive: Some(Duration::from_secs(900)),
+            pinned: false,
         }
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn beat(number: usize, seq: u64) -> WorkerHeartbeat {
             context_length: 8_192,
             model_revision: Some("0123456789abcdef".to_owned()),
             endpoints: vec![Endpoint::ChatCompletions, Endpoint::Completions],
+            features: Vec::new(),
             pid: Some(4_711),
             status_detail: None,
         },

@@ -151,6 +151,7 @@ fn senders(args: &Args, authority: &str, port: u16) -> Result<Vec<Senders>, Stri
                 context_length: 8_192,
                 model_revision: Some("0123456789abcdef".to_owned()),
                 endpoints: vec![Endpoint::ChatCompletions, Endpoint::Completions],
+                features: Vec::new(),
                 pid: Some(1_000 + number),
                 status_detail: None,
             },
