@@ -5,6 +5,7 @@
 pub mod chats;
 pub mod cluster;
 pub mod fake;
+pub mod gpu;
 pub mod http;
 pub mod hub;
 pub mod models;

@@ -8,7 +8,7 @@ use std::{hint::black_box, time::Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use heartbeat_registry::{Liveness, Member};
-use scheduler::{Candidate, Standing, Suspects};
+use scheduler::{Candidate, Record, Standing, Suspects, Wish};
 use worker_contract::WorkerHeartbeat;
 
 use crate::fleet::SIZES;
@@ -59,7 +59,12 @@ fn pick(criterion: &mut Criterion) {
                     let workers = registry.find_by_model(&model);
                     let now = Instant::now();
                     let look = |place| candidate(workers.get(place).expect("a place below the length"), now);
-                    let place = scheduler::choose(workers.len(), look, Suspects::Avoid, seed).expect("a free worker");
+                    let wish = Wish {
+                        suspects: Suspects::Avoid,
+                        prefers: None,
+                        seed,
+                    };
+                    let place = scheduler::choose(workers.len(), look, wish).expect("a free worker");
                     // Given back at once: kept for a batch, the claims would fill the small fleet.
                     drop(workers.get(place).map(Member::claim));
                 },
@@ -81,6 +86,7 @@ fn candidate(worker: &Member<WorkerHeartbeat>, now: Instant) -> Candidate {
         leases_at_report: report.outstanding,
         leases: worker.outstanding(),
         tried: false,
+        record: Record::UNKNOWN,
     }
 }
 

@@ -2,20 +2,47 @@
 //!
 //! What is wanted of [`choose`], and property-tested below:
 //! 1. Never a worker that is not ready, cannot be reached, is lost, was tried for this request, or has no free slot.
-//! 2. Never a suspect while a ready worker that was not tried lives, even if that one has no slot free.
+//! 2. Never a suspect while a ready worker that was not tried lives, even if that one has no slot free. Never one that is
+//!    overdue while another ready one that was looked at is free.
 //! 3. If a worker can take the request, one is chosen; a refusal says what stands in the way.
-//! 4. Among up to 16 (`LOOK_AT_ALL`) candidates the least loaded per slot, by chance among equals; among more, no worse than
-//!    a random one, and without looking at all of them unless those drawn cannot take it.
-//! 5. The same input and seed give the same choice.
+//! 4. Among up to 16 (`LOOK_AT_ALL`) candidates the one of the least cost, by chance among equals; among more, no worse
+//!    than a random one, and without looking at all of them unless those drawn cannot take it.
+//! 5. The cost is the load per slot, and a bad record counts like slots that are taken: who fails fast gets less instead of
+//!    more, and who is ten times slower than the others gets nothing before they are nearly full, and never more of the
+//!    requests than it has of the speed. The cost is bounded, and now and then (`EXPLORE`) the record does not count: so
+//!    every worker that can take requests gets some, and can show that it has recovered.
+//! 6. The preferred worker, if it can take the request, unless its cost is more than `IMBALANCE` above the least of those
+//!    looked at.
+//! 7. The same input and seed give the same choice.
+
+#[cfg(test)]
+mod tests;
 
 /// Up to this many candidates are all looked at; among more, a few are drawn by chance.
 const LOOK_AT_ALL: usize = 16;
 /// Candidates drawn among many: the power of two choices (Mitzenmacher 2001). Each is a cold cache line or two in a large
-/// fleet; where neither can take it, one after the other is looked at.
+/// fleet.
 const DRAWS: usize = 2;
+/// Candidates drawn in all where the first draws met only poor ones. Where none of these can take it either, one after
+/// the other is looked at.
+const MORE_DRAWS: usize = 4;
+/// Cost above which more candidates are drawn: half of the slots taken, or as bad a record.
+const POOR: f64 = 0.5;
+/// How much busier than the least loaded a worker may be that has the prompt's beginning in its cache: a quarter of its
+/// slots. Less would throw away most of what a cache saves; with more, a popular beginning would fill one worker while
+/// others are idle.
+const IMBALANCE: f64 = 0.25;
+/// One choice in so many goes by the load alone.
+const EXPLORE: u64 = 32;
+/// Up to so many times the best time to the first byte is no slower: prompts differ by more.
+const ALIKE: f32 = 2.0;
+/// Share of its attempts that a worker must have answered for its time to the first byte to be what others are held to.
+const TRUSTED: f32 = 0.9;
+/// Steps of a record. Differences below one are noise, and must not send all the traffic to one worker.
+const STEPS: f32 = 16.0;
 
 /// What is known of a worker at the moment of the choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// Whether it lives and takes requests.
     pub standing: Standing,
@@ -29,6 +56,46 @@ pub struct Candidate {
     pub leases: u32,
     /// It was tried for this request already.
     pub tried: bool,
+    /// How it did with the requests before.
+    pub record: Record,
+}
+
+/// How a worker did with the requests before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Record {
+    /// Share of the attempts that were answered, the latest weighing most: 0 to 1; 1, too, if there was none.
+    pub success: f32,
+    /// Time to the first byte of its answers, the latest weighing most; 0 if unknown.
+    pub first_byte_ms: f32,
+    /// It owes a first byte for longer than is usual for it.
+    pub is_overdue: bool,
+}
+
+impl Record {
+    /// Of a worker that had no request yet.
+    pub const UNKNOWN: Self = Self {
+        success: 1.0,
+        first_byte_ms: 0.0,
+        is_overdue: false,
+    };
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
+/// What a request wants of the choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// Whether it may go to a suspect.
+    pub suspects: Suspects,
+    /// The candidate that it goes to unless that is clearly busier than another, as it has the prompt's beginning in its
+    /// cache. Also a hint in a busy fleet: it is looked at before any other.
+    pub prefers: Option<usize>,
+    /// Decides between equals: take another one for each choice.
+    pub seed: u64,
 }
 
 /// Whether a worker lives and takes requests.
@@ -85,68 +152,78 @@ impl Candidate {
         self.load() < self.slots
     }
 
-    fn is_eligible(&self, standing: Standing) -> bool {
-        self.standing == standing && !self.tried && self.has_room()
+    /// Of those that can take the request, how good: a lower one is chosen only where no higher one is there.
+    fn tier(&self) -> Option<Tier> {
+        if self.tried || !self.has_room() {
+            return None;
+        }
+        match self.standing {
+            Standing::Ready if self.record.is_overdue => Some(Tier::Overdue),
+            Standing::Ready => Some(Tier::Good),
+            Standing::Suspect => Some(Tier::Suspect),
+            Standing::Unreachable | Standing::NotReady | Standing::Lost => None,
+        }
     }
+}
 
-    /// Whether it has less load per slot. Products instead of quotients, so that no rounding makes equals of unequals.
-    fn is_freer_than(&self, other: &Self) -> bool {
-        u64::from(self.load()) * u64::from(other.slots) < u64::from(other.load()) * u64::from(self.slots)
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    Good,
+    Overdue,
+    Suspect,
 }
 
 /// Chooses among `count` candidates, of which `look` tells the state; answers with the index of the chosen one.
-///
-/// `seed` decides between equals: take another one for each choice.
-pub fn choose(
-    count: usize,
-    mut look: impl FnMut(usize) -> Candidate,
-    suspects: Suspects,
-    seed: u64,
-) -> Result<usize, Refusal> {
-    let mut chance = Chance(seed);
+pub fn choose(count: usize, mut look: impl FnMut(usize) -> Candidate, wish: Wish) -> Result<usize, Refusal> {
+    let mut chance = Chance(wish.seed);
+    let goes_by_record = !chance.next().is_multiple_of(EXPLORE);
+    let prefers = wish.prefers.filter(|index| *index < count);
     if count > LOOK_AT_ALL {
-        let mut best = Best::default();
-        for _ in 0..DRAWS {
-            let index = chance.below(count);
-            best.offer(index, look(index), Standing::Ready, &mut chance);
+        let mut field = Field::new(goes_by_record);
+        if let Some(index) = prefers {
+            field.offer(index, &look(index));
         }
-        if let Some(index) = best.index() {
-            return Ok(index);
+        for draw in 0..MORE_DRAWS {
+            if draw >= DRAWS && field.has_fair_one() {
+                break;
+            }
+            let index = chance.below(count);
+            field.offer(index, &look(index));
+        }
+        if field.tier == Some(Tier::Good) {
+            return field.best(prefers, &mut chance).ok_or(Refusal::AllBusy);
         }
     }
-    look_at_all(count, look, suspects, &mut chance)
+    let (field, refusal) = look_at_all(count, look, goes_by_record, &mut chance);
+    match field.tier {
+        // A ready worker that is merely busy lives, so its suspect peers are left alone.
+        Some(Tier::Suspect) if wish.suspects == Suspects::Avoid || refusal == Refusal::AllBusy => Err(refusal),
+        _ => field.best(prefers, &mut chance).ok_or(refusal),
+    }
 }
 
-/// Looks at all candidates, or, of many, at all from a random one up to the first that can take it.
+/// Looks at all candidates, or, of many, at all from a random one up to the first good one.
 fn look_at_all(
     count: usize,
     mut look: impl FnMut(usize) -> Candidate,
-    suspects: Suspects,
+    goes_by_record: bool,
     chance: &mut Chance,
-) -> Result<usize, Refusal> {
-    let mut ready = Best::default();
-    let mut suspect = Best::default();
-    let mut refusal = Refusal::AllLost;
-    let first = chance.below(count.max(1));
+) -> (Field, Refusal) {
+    let mut field = Field::new(goes_by_record);
+    let mut refusal = match count {
+        0 => Refusal::Unknown,
+        _ => Refusal::AllLost,
+    };
+    let first = chance.below(count);
     for index in (first..count).chain(0..first) {
         let candidate = look(index);
-        ready.offer(index, candidate, Standing::Ready, chance);
-        if count > LOOK_AT_ALL && ready.index().is_some() {
+        field.offer(index, &candidate);
+        if count > LOOK_AT_ALL && field.tier == Some(Tier::Good) {
             break;
         }
-        suspect.offer(index, candidate, Standing::Suspect, chance);
         refusal = refusal.or_worse(&candidate);
     }
-    let last_resort = match (suspects, refusal) {
-        // A ready worker that is merely busy lives, so its suspect peers are left alone.
-        (Suspects::Avoid, _) | (_, Refusal::AllBusy) => None,
-        (Suspects::LastResort, _) => suspect.index(),
-    };
-    ready.index().or(last_resort).ok_or(match count {
-        0 => Refusal::Unknown,
-        _ => refusal,
-    })
+    (field, refusal)
 }
 
 impl Refusal {
@@ -174,33 +251,122 @@ impl Refusal {
     }
 }
 
-/// The least loaded of the candidates offered so far; each of several equals is kept with the same chance.
-#[derive(Default)]
-struct Best {
-    kept: Option<(usize, Candidate)>,
-    equals: u64,
+/// Those of the best tier among the candidates that were looked at.
+struct Field {
+    goes_by_record: bool,
+    tier: Option<Tier>,
+    /// Of a lower tier there may be more in a large fleet. The first are as good, as the look began at a random one.
+    entries: [Entry; LOOK_AT_ALL],
+    count: usize,
+    /// Of those that are trusted.
+    best_first_byte_ms: f32,
 }
 
-impl Best {
-    fn offer(&mut self, index: usize, candidate: Candidate, standing: Standing, chance: &mut Chance) {
-        if !candidate.is_eligible(standing) {
-            return;
+#[derive(Clone, Copy)]
+struct Entry {
+    index: usize,
+    load_per_slot: f64,
+    success: f32,
+    first_byte_ms: f32,
+}
+
+impl Entry {
+    const NONE: Self = Self {
+        index: 0,
+        load_per_slot: 0.0,
+        success: 1.0,
+        first_byte_ms: 0.0,
+    };
+}
+
+impl Field {
+    fn new(goes_by_record: bool) -> Self {
+        Self {
+            goes_by_record,
+            tier: None,
+            entries: [Entry::NONE; LOOK_AT_ALL],
+            count: 0,
+            best_first_byte_ms: f32::INFINITY,
         }
-        match &self.kept {
-            Some((_, kept)) if kept.is_freer_than(&candidate) => return,
-            Some((_, kept)) if !candidate.is_freer_than(kept) => {
-                self.equals += 1;
-                if !chance.next().is_multiple_of(self.equals) {
-                    return;
-                }
-            }
-            _ => self.equals = 1,
-        }
-        self.kept = Some((index, candidate));
     }
 
-    fn index(&self) -> Option<usize> {
-        self.kept.as_ref().map(|(index, _)| *index)
+    fn offer(&mut self, index: usize, candidate: &Candidate) {
+        let Some(tier) = candidate.tier() else { return };
+        match self.tier {
+            Some(kept) if kept < tier => return,
+            Some(kept) if kept == tier => {}
+            _ => {
+                *self = Self {
+                    tier: Some(tier),
+                    ..Self::new(self.goes_by_record)
+                }
+            }
+        }
+        // Quotients of integers: equals stay equals, and no two numbers of slots that exist are mistaken for each other.
+        let entry = Entry {
+            index,
+            load_per_slot: f64::from(candidate.load()) / f64::from(candidate.slots),
+            success: candidate.record.success,
+            first_byte_ms: candidate.record.first_byte_ms,
+        };
+        if let Some(place) = self.entries.get_mut(self.count) {
+            *place = entry;
+            self.count += 1;
+            // A quick refusal sets no pace for those who do the work.
+            if entry.first_byte_ms > 0.0 && entry.success >= TRUSTED {
+                self.best_first_byte_ms = self.best_first_byte_ms.min(entry.first_byte_ms);
+            }
+        }
+    }
+
+    fn entries(&self) -> &[Entry] {
+        &self.entries[..self.count]
+    }
+
+    fn has_fair_one(&self) -> bool {
+        self.tier == Some(Tier::Good) && self.entries().iter().any(|entry| self.cost(entry) <= POOR)
+    }
+
+    /// Share of the slots that is taken, or as good as taken: a worker whose record is worth half of a good one's counts as
+    /// half full before it has anything to do. 0 to 2.
+    fn cost(&self, entry: &Entry) -> f64 {
+        if !self.goes_by_record {
+            return entry.load_per_slot;
+        }
+        let speed = match entry.first_byte_ms {
+            slower if slower > self.best_first_byte_ms * ALIKE => self.best_first_byte_ms * ALIKE / slower,
+            _ => 1.0,
+        };
+        // Whole steps, kept in their range by the conversion, whatever the record holds.
+        let steps = ((1.0 - entry.success * speed) * STEPS) as u8;
+        entry.load_per_slot + f64::from(steps.min(STEPS as u8)) / f64::from(STEPS)
+    }
+
+    /// The preferred one, unless it is clearly busier than the one of the least cost, which it is else; each of several
+    /// equals with the same chance.
+    fn best(&self, prefers: Option<usize>, chance: &mut Chance) -> Option<usize> {
+        let mut least: Option<(usize, f64)> = None;
+        let mut preferred = f64::INFINITY;
+        let mut equals = 1;
+        for entry in self.entries() {
+            let cost = self.cost(entry);
+            if Some(entry.index) == prefers {
+                preferred = cost;
+            }
+            match least {
+                Some((_, kept)) if kept < cost => continue,
+                Some((_, kept)) if kept == cost => {
+                    equals += 1;
+                    if !chance.next().is_multiple_of(equals) {
+                        continue;
+                    }
+                }
+                _ => equals = 1,
+            }
+            least = Some((entry.index, cost));
+        }
+        let (index, cost) = least?;
+        prefers.filter(|_| preferred <= cost + IMBALANCE).or(Some(index))
     }
 }
 
@@ -219,209 +385,5 @@ impl Chance {
     fn below(&mut self, bound: usize) -> usize {
         // The remainder's bias is far below anything that shows in a balance.
         (self.next() % bound.max(1) as u64) as usize
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const FREE: Candidate = Candidate {
-        standing: Standing::Ready,
-        slots: 4,
-        reported: 0,
-        leases_at_report: 0,
-        leases: 0,
-        tried: false,
-    };
-
-    fn pick(candidates: &[Candidate], suspects: Suspects, seed: u64) -> Result<usize, Refusal> {
-        choose(candidates.len(), |index| candidates[index], suspects, seed)
-    }
-
-    fn any_candidate() -> impl Strategy<Value = Candidate> {
-        let standing = prop_oneof![
-            4 => Just(Standing::Ready),
-            2 => Just(Standing::Suspect),
-            1 => Just(Standing::Unreachable),
-            1 => Just(Standing::NotReady),
-            1 => Just(Standing::Lost),
-        ];
-        (
-            standing,
-            1..4_u32,
-            0..5_u32,
-            0..3_u32,
-            0..4_u32,
-            prop::bool::weighted(0.2),
-        )
-            .prop_map(
-                |(standing, slots, reported, leases_at_report, leases, tried)| Candidate {
-                    standing,
-                    slots,
-                    reported,
-                    leases_at_report,
-                    leases,
-                    tried,
-                },
-            )
-    }
-
-    fn any_fleet() -> impl Strategy<Value = Vec<Candidate>> {
-        prop::collection::vec(any_candidate(), 0..40)
-    }
-
-    fn any_suspects() -> impl Strategy<Value = Suspects> {
-        prop_oneof![Just(Suspects::Avoid), Just(Suspects::LastResort)]
-    }
-
-    proptest! {
-        #[test]
-        fn the_chosen_one_can_take_the_request(fleet in any_fleet(), suspects in any_suspects(), seed: u64) {
-            if let Ok(index) = pick(&fleet, suspects, seed) {
-                let chosen = fleet[index];
-                prop_assert!(!chosen.tried && chosen.load() < chosen.slots);
-                match chosen.standing {
-                    Standing::Ready => {}
-                    Standing::Suspect => {
-                        prop_assert_eq!(suspects, Suspects::LastResort);
-                        prop_assert!(!fleet.iter().any(|c| c.standing == Standing::Ready && !c.tried));
-                    }
-                    other => prop_assert!(false, "{other:?} was chosen"),
-                }
-            }
-        }
-
-        #[test]
-        fn nobody_is_refused_who_could_be_served(fleet in any_fleet(), suspects in any_suspects(), seed: u64) {
-            if let Err(refusal) = pick(&fleet, suspects, seed) {
-                prop_assert!(!fleet.iter().any(|c| c.is_eligible(Standing::Ready)));
-                let ready = |c: &&Candidate| c.standing == Standing::Ready;
-                let expected = if fleet.is_empty() {
-                    Refusal::Unknown
-                } else if fleet.iter().filter(ready).any(|c| !c.tried) {
-                    Refusal::AllBusy
-                } else if fleet.iter().any(|c| ready(&c)) {
-                    Refusal::AllTried
-                } else if fleet.iter().any(|c| matches!(c.standing, Standing::Suspect | Standing::Unreachable)) {
-                    Refusal::AllSuspect
-                } else if fleet.iter().any(|c| c.standing == Standing::NotReady) {
-                    Refusal::NoneReady
-                } else {
-                    Refusal::AllLost
-                };
-                prop_assert_eq!(refusal, expected);
-                if suspects == Suspects::LastResort && refusal != Refusal::AllBusy {
-                    prop_assert!(!fleet.iter().any(|c| c.is_eligible(Standing::Suspect)));
-                }
-            }
-        }
-
-        #[test]
-        fn of_a_few_the_least_loaded_per_slot_is_chosen(
-            fleet in prop::collection::vec(any_candidate(), 1..=LOOK_AT_ALL),
-            seed: u64,
-        ) {
-            if let Ok(index) = pick(&fleet, Suspects::Avoid, seed) {
-                let freer = fleet.iter().any(|c| c.is_eligible(Standing::Ready) && c.is_freer_than(&fleet[index]));
-                prop_assert!(!freer);
-            }
-        }
-
-        #[test]
-        fn the_same_seed_gives_the_same_choice(fleet in any_fleet(), suspects in any_suspects(), seed: u64) {
-            prop_assert_eq!(pick(&fleet, suspects, seed), pick(&fleet, suspects, seed));
-        }
-
-        #[test]
-        fn leases_alone_never_exceed_the_slots(slots in 1..6_u32, reports in prop::collection::vec(0..6_u32, 0..12)) {
-            // A lone worker under requests that never end, with reports of any kind coming in between.
-            let mut worker = Candidate { slots, ..FREE };
-            for (seed, reported) in reports.into_iter().enumerate() {
-                while pick(&[worker], Suspects::Avoid, seed as u64).is_ok() {
-                    worker.leases += 1;
-                }
-                prop_assert!(worker.leases <= slots);
-                worker.reported = reported;
-                worker.leases_at_report = worker.leases;
-            }
-        }
-    }
-
-    #[test]
-    fn equals_get_equal_shares() {
-        for count in [3, 60] {
-            let fleet = vec![FREE; count];
-            let mut taken = vec![0_u32; count];
-            for seed in 0..count as u64 * 400 {
-                taken[pick(&fleet, Suspects::Avoid, seed).unwrap()] += 1;
-            }
-            assert!(taken.iter().all(|&n| (300..500).contains(&n)), "{taken:?}");
-        }
-    }
-
-    #[test]
-    fn among_many_few_are_looked_at() {
-        let mut looks = 0;
-        let look = |_| {
-            looks += 1;
-            FREE
-        };
-        choose(100_000, look, Suspects::Avoid, 7).unwrap();
-        assert_eq!(looks, DRAWS);
-    }
-
-    #[test]
-    fn a_report_counts_for_what_others_gave_the_worker_and_leases_for_themselves() {
-        let at_report = Candidate {
-            reported: 3,
-            leases_at_report: 1,
-            leases: 1,
-            ..FREE
-        };
-        assert_eq!(at_report.load(), 3);
-        assert_eq!(
-            Candidate { leases: 0, ..at_report }.load(),
-            2,
-            "a lease that ended since"
-        );
-        assert_eq!(Candidate { leases: 2, ..at_report }.load(), 4, "a lease claimed since");
-        let late = Candidate {
-            reported: 0,
-            leases_at_report: 2,
-            leases: 2,
-            ..FREE
-        };
-        assert_eq!(late.load(), 2, "a report that knows nothing of the leases yet");
-    }
-
-    #[test]
-    fn a_suspect_is_asked_only_when_no_untried_ready_worker_is_left() {
-        let suspect = Candidate {
-            standing: Standing::Suspect,
-            ..FREE
-        };
-        let busy = Candidate { leases: 4, ..FREE };
-        let tried = Candidate { tried: true, ..FREE };
-        assert_eq!(pick(&[suspect, busy], Suspects::LastResort, 1), Err(Refusal::AllBusy));
-        assert_eq!(pick(&[suspect, tried], Suspects::LastResort, 1), Ok(0));
-        assert_eq!(pick(&[suspect, tried], Suspects::Avoid, 1), Err(Refusal::AllTried));
-        assert_eq!(pick(&[suspect], Suspects::Avoid, 1), Err(Refusal::AllSuspect));
-    }
-
-    #[test]
-    fn who_cannot_be_reached_is_not_asked_even_as_a_last_resort() {
-        let unreachable = Candidate {
-            standing: Standing::Unreachable,
-            ..FREE
-        };
-        let suspect = Candidate {
-            standing: Standing::Suspect,
-            ..FREE
-        };
-        assert_eq!(pick(&[unreachable], Suspects::LastResort, 1), Err(Refusal::AllSuspect));
-        assert_eq!(pick(&[unreachable, suspect], Suspects::LastResort, 1), Ok(1));
     }
 }

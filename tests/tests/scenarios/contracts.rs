@@ -4,7 +4,7 @@ use hive_contract::{CapabilitiesReply, DeviceKind, HiveHeartbeat, Operation};
 use rbee_tests::wire;
 use serde_json::{Value, json};
 use shared_contract::{DropReason, HeartbeatAck};
-use worker_contract::{Endpoint, FinishReason, InferEvent, InferUsage, WorkerHeartbeat, WorkerStatus};
+use worker_contract::{Endpoint, Feature, FinishReason, InferEvent, InferUsage, WorkerHeartbeat, WorkerStatus};
 
 fn worker(name: &str) -> WorkerHeartbeat {
     serde_json::from_value(wire::payload(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -119,6 +119,14 @@ fn full_payloads_survive_a_round_trip() {
         let again = serde_json::to_value(hive(name)).unwrap();
         assert!(contains(&again, &stored), "{again:#}");
     }
+}
+
+#[test]
+fn what_a_worker_of_a_later_version_can_do_does_not_hide_what_is_known() {
+    let told = worker("worker_features").worker.features;
+    let known = [Feature::Resume, Feature::ContinueFinalMessage, Feature::CountTokens, Feature::Unknown];
+    assert_eq!(told, known);
+    assert_eq!(worker("worker_full").worker.features, [], "one that says nothing");
 }
 
 #[test]

@@ -3,77 +3,32 @@
 //! No GPU is at hand: the driver is a fake library, and a worker that is told to use a GPU computes on the CPU. Hive, queen,
 //! requests and processes are real. Takes more than five seconds: each worker loads a real model.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use rbee_tests::nvml::{Driver, GpuProcess, Scenario, code};
+use rbee_tests::nvml::{GpuProcess, code};
 use rbee_tests::process::is_alive;
-use rbee_tests::{Cluster, Process, Program, eventually, http, models};
+use rbee_tests::{Cluster, eventually, gpu, http, models};
 use serde_json::{Value, json};
 
-/// A worker program that claims to use CUDA, and uses the CPU wherever it is told to use a GPU.
-fn pretending_worker(folder: &std::path::Path) -> PathBuf {
-    let path = folder.join("pretending-worker");
-    let worker = Program::Worker.path();
-    let script = format!(
-        r#"#!/bin/sh
-if [ "$1" = --version ]; then echo "llm-worker-rbee 0.1.0 (cpu, cuda sm_89)"; exit; fi
-last=
-for word; do
-    shift
-    if [ "$last" = --device ]; then set -- "$@" cpu; else set -- "$@" "$word"; fi
-    last=$word
-done
-exec '{}' "$@"
-"#,
-        worker.display()
-    );
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-/// A hive on a host with this driver, and the driver.
+/// A host with GPUs, and its queen.
 struct GpuHost {
     cluster: Cluster,
-    hive: Process,
-    driver: Scenario,
-    _folder: tempfile::TempDir,
+    host: gpu::Host,
 }
 
 impl GpuHost {
     /// Each GPU has so much memory.
     async fn start(gpus: u32, memory_mb: u64, more: &[&str]) -> Self {
-        let mut driver = Driver::with_gpus(gpus);
-        driver.gpus.iter_mut().for_each(|gpu| gpu.memory_mb = memory_mb);
-        let (driver, folder) = (Scenario::new(driver), tempfile::tempdir().unwrap());
         let cluster = Cluster::start().await;
-        let (library, worker) = (driver.library(), pretending_worker(folder.path()));
-        let url = cluster.url();
-        let args = [
-            "--port",
-            "0",
-            "--queen-url",
-            &url,
-            "--nvml-library",
-            library.to_str().unwrap(),
-        ];
-        let worker = ["--worker-command", worker.to_str().unwrap()];
-        let hive = Process::daemon(Program::Hive, args.iter().chain(&worker).chain(more)).await;
-        Self {
-            cluster,
-            hive,
-            driver,
-            _folder: folder,
-        }
+        let host = gpu::Host::start(&cluster, gpus, memory_mb, more).await;
+        Self { cluster, host }
     }
 
     async fn spawn(&self, more: &Value) -> Value {
         let mut operation = json!({"operation": "worker_spawn", "model": models::SMOLLM2, "worker": "cuda"});
         let more = more.as_object().cloned().unwrap_or_default();
         operation.as_object_mut().unwrap().extend(more);
-        self.cluster.job(&self.hive, &operation).await
+        self.cluster.job(&self.host.hive, &operation).await
     }
 
     /// Spawns a worker that must come up; its device, id and pid.
@@ -87,7 +42,7 @@ impl GpuHost {
 
     /// The devices with their load, as the hive lists them.
     async fn device(&self, id: &str) -> Value {
-        let listed = self.cluster.job(&self.hive, &json!({"operation": "device_list"})).await;
+        let listed = self.cluster.job(&self.host.hive, &json!({"operation": "device_list"})).await;
         let devices = listed["result"]["devices"].as_array().cloned().expect("devices");
         let found = devices.into_iter().find(|device| device["id"] == id);
         found.unwrap_or_else(|| panic!("no device {id} in {listed:#}"))
@@ -97,7 +52,7 @@ impl GpuHost {
     fn owner_takes(&mut self, gpu: usize) -> Owner {
         let process = Command::new("sleep").arg("600").spawn().expect("a process");
         let pid = process.id();
-        self.driver.change(|driver| {
+        self.host.driver.change(|driver| {
             driver.gpus[gpu].processes.push(GpuProcess {
                 pid,
                 memory_mb: Some(3_000),
@@ -111,7 +66,7 @@ impl GpuHost {
     fn owner_leaves(&mut self, owner: Owner) {
         let pid = owner.0.id();
         drop(owner);
-        self.driver.change(|driver| {
+        self.host.driver.change(|driver| {
             driver
                 .gpus
                 .iter_mut()
@@ -163,7 +118,7 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
     );
     let worker = anywhere["result"]["worker_id"].clone();
     host.cluster
-        .job(&host.hive, &json!({"operation": "worker_stop", "worker_id": worker}))
+        .job(&host.host.hive, &json!({"operation": "worker_stop", "worker_id": worker}))
         .await;
     host.cluster.until_ready(models::SMOLLM2, 5).await;
     let fleet = host.cluster.fleet().await;
@@ -174,10 +129,10 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
 
     // What the driver says of a process is its worker's own, and what was promised and not taken counts as taken.
     let (_, id, pid) = workers.last().cloned().unwrap();
-    host.driver
+    host.host.driver
         .change(|driver| driver.gpus[2] = driver.gpus[2].clone().running(pid as u32, 700));
     let granted = eventually("the hive reads the driver again", async || {
-        let workers = http::get(format!("{}/v1/workers", host.hive.url())).await.body;
+        let workers = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body;
         let entry = workers["workers"]
             .as_array()?
             .iter()
@@ -235,7 +190,7 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
         .await;
     assert_eq!((seen.name.as_deref(), seen.vram_mb), (Some("sleep"), 3_000));
     eventually("the worker has left", async || (!is_alive(pid)).then_some(())).await;
-    let waiting = http::get(format!("{}/v1/workers", host.hive.url())).await.body["workers"][0].clone();
+    let waiting = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body["workers"][0].clone();
     assert_eq!(
         (&waiting["worker_id"], &waiting["state"]),
         (&json!(id), &json!("restarting")),
@@ -256,7 +211,7 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
 
     host.owner_leaves(owner);
     eventually("the worker is back on its GPU", async || {
-        let workers = http::get(format!("{}/v1/workers", host.hive.url())).await.body;
+        let workers = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body;
         let workers = workers["workers"].as_array()?;
         workers
             .iter()
@@ -269,7 +224,7 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
 #[tokio::test]
 async fn a_gpu_that_falls_off_the_bus_gets_no_worker_and_its_host_says_why() {
     let mut host = GpuHost::start(2, 4_096, &[]).await;
-    host.driver
+    host.host.driver
         .change(|driver| driver.gpus[0].error = Some(code::GPU_IS_LOST));
     let health = host
         .cluster
@@ -279,7 +234,7 @@ async fn a_gpu_that_falls_off_the_bus_gets_no_worker_and_its_host_says_why() {
         .await;
     assert!(health.contains("cuda:0"), "{health}");
     assert_eq!(host.spawned().await.0, "cuda:1");
-    host.driver.change(|driver| driver.gpus[0].error = None);
+    host.host.driver.change(|driver| driver.gpus[0].error = None);
     host.cluster
         .until("the host is well again", |fleet| {
             fleet
