@@ -4,8 +4,9 @@ use batch_engine::SubmitError;
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use openai_api::{FinishReason, ToolCall, Usage};
 
-use crate::generation::{Answer, Content, Order, Part, Piece, Tally};
+use crate::generation::{Answer, End, Order, Piece, Tally};
 use crate::metrics::{Outcome, Ticket};
+use crate::parts::Part;
 use crate::state::Served;
 use crate::transcript::Spelled;
 
@@ -23,10 +24,8 @@ pub(crate) enum Step {
     Finished {
         /// The answer's number.
         choice: u32,
-        /// Why it ended.
-        reason: FinishReason,
-        /// What it took.
-        tally: Tally,
+        /// How it ended.
+        end: End,
     },
     /// All answers are complete, and what they took together.
     Done(Usage),
@@ -98,9 +97,9 @@ impl Answers {
         }
         let step = match self.pieces.next().await {
             Some((choice, Piece::Part(part))) => return Some(Step::Part { choice, part }),
-            Some((choice, Piece::Done { reason, tally })) => {
-                self.count(choice, tally);
-                return Some(Step::Finished { choice, reason, tally });
+            Some((choice, Piece::Done(end))) => {
+                self.count(choice, end.tally);
+                return Some(Step::Finished { choice, end });
             }
             Some((_, Piece::Failed(reason))) => {
                 self.ticket.end(Outcome::Failed);
@@ -123,7 +122,7 @@ impl Answers {
         while let Some(step) = self.next().await {
             match step {
                 Step::Part { choice, part } => answers[choice as usize].add(part),
-                Step::Finished { choice, reason, tally } => answers[choice as usize].finish(reason, tally),
+                Step::Finished { choice, end } => answers[choice as usize].finish(&end),
                 Step::Done(usage) => return Ok((answers, usage)),
                 Step::Failed(reason) => return Err(reason),
             }
@@ -171,20 +170,20 @@ impl Whole {
     }
 
     fn add(&mut self, part: Part) {
+        self.text.push_str(&part.text);
         self.tokens.extend(part.tokens);
-        match part.content {
-            Content::Text(text) => self.text.push_str(&text),
-            Content::Call { id, name, .. } => self.calls.push(ToolCall {
-                id,
-                name,
+        for call in part.calls {
+            self.calls.extend(call.beginning.map(|begun| ToolCall {
+                id: begun.id,
+                name: begun.name,
                 arguments: String::new(),
-            }),
-            Content::Arguments { index, piece } => self.calls[index as usize].arguments.push_str(&piece),
+            }));
+            self.calls[call.index as usize].arguments.push_str(&call.arguments);
         }
     }
 
-    fn finish(&mut self, reason: FinishReason, tally: Tally) {
-        self.reason = reason;
-        self.tally = tally;
+    fn finish(&mut self, end: &End) {
+        self.reason = end.reason;
+        self.tally = end.tally;
     }
 }

@@ -1,18 +1,18 @@
-//! One answer: from a prompt's tokens to pieces of text and of tool calls.
+//! One answer: from a prompt's tokens to parts of text and of tool calls.
 
-use std::collections::VecDeque;
+use std::mem;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use batch_engine::{Constraint, EngineHandle, Event, Generation, Request, Sampling, SubmitError, Token, TokenLogprobs};
 use openai_api::FinishReason;
-use structured_output::{ToolCallParser, ToolEvent};
-use uuid::Uuid;
+use structured_output::ToolCallParser;
 
 use crate::language::Language;
 use crate::metrics::Pulse;
+use crate::parts::{Part, Speech};
 use crate::state::Served;
-use crate::transcript::{Passed, Spelled, Transcript};
+use crate::transcript::{Spelled, Transcript};
 
 /// How to make an answer.
 #[derive(Default)]
@@ -29,12 +29,25 @@ pub(crate) struct Order {
     pub(crate) is_ranked: bool,
     /// The answer begins with the prompt, which has this text.
     pub(crate) echo: Option<String>,
-    /// What the answer has to follow.
+    /// What the answer has to follow; it has accepted the tokens that are `resumed` already.
     pub(crate) constraint: Option<Box<dyn Constraint>>,
     /// Finds calls of tools in the text.
     pub(crate) tools: Option<ToolCallParser>,
     /// Spellings of control tokens that are part of the text.
     pub(crate) shown: &'static [&'static str],
+    /// Whether parts name the tokens that led to them.
+    pub(crate) names_tokens: bool,
+    /// Another worker began the answer, and its client has all parts of this.
+    pub(crate) resumed: Option<Resumed>,
+}
+
+/// What there is of an answer that is taken up.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Resumed {
+    /// Its tokens so far, none of which ends an answer.
+    pub(crate) tokens: Vec<u32>,
+    /// Whether the model ended it behind them.
+    pub(crate) is_ended: bool,
 }
 
 impl Order {
@@ -59,6 +72,16 @@ impl Order {
             ..Self::default()
         }
     }
+
+    /// Most tokens that the answer may have, those that are resumed included.
+    fn limit(&self, engine: &EngineHandle) -> usize {
+        let prompt_tokens = self.prompt.len();
+        let limit = match self.max_tokens {
+            Some(max) => max as usize,
+            None => share_of_answer(engine, prompt_tokens),
+        };
+        limit.min(engine.context_length().saturating_sub(prompt_tokens))
+    }
 }
 
 /// What an answer gives next. `Done` or `Failed` is the last.
@@ -67,46 +90,20 @@ pub(crate) enum Piece {
     /// More of the answer.
     Part(Part),
     /// The answer is complete.
-    Done {
-        /// Why it ended.
-        reason: FinishReason,
-        /// What it took.
-        tally: Tally,
-    },
+    Done(End),
     /// The answer broke off, for a reason that is for the log.
     Failed(String),
 }
 
-/// More of an answer.
+/// How an answer ended.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Part {
-    /// What is new.
-    pub(crate) content: Content,
-    /// The tokens that its text was put together of, if they were asked for; none where it is no text.
-    pub(crate) tokens: Vec<Spelled>,
-}
-
-/// What a part adds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// Whole characters that are surely part of the answer; empty only where there are tokens without text.
-    Text(String),
-    /// A tool is called.
-    Call {
-        /// The call's number in the answer.
-        index: u32,
-        /// Names the call.
-        id: String,
-        /// The function.
-        name: String,
-    },
-    /// More of a call's arguments, which are JSON.
-    Arguments {
-        /// The call's number in the answer.
-        index: u32,
-        /// What is new.
-        piece: String,
-    },
+pub(crate) struct End {
+    /// Why.
+    pub(crate) reason: FinishReason,
+    /// What it took.
+    pub(crate) tally: Tally,
+    /// The tokens since the last part, if they are to be named.
+    pub(crate) taken: Vec<u32>,
 }
 
 /// What an answer took.
@@ -131,15 +128,14 @@ fn share_of_answer(engine: &EngineHandle, prompt_tokens: usize) -> usize {
 /// An answer in the making. Dropping it cancels it: its slot is free within one token.
 pub(crate) struct Answer {
     language: Arc<dyn Language>,
-    transcript: Transcript,
-    tools: Option<ToolCallParser>,
-    has_calls: bool,
+    speech: Speech,
     echo: Option<Echo>,
-    wants_tokens: bool,
-    /// Tokens that go with the next text.
-    tokens: Vec<Spelled>,
-    /// What the latest token led to, at most.
-    parts: VecDeque<Part>,
+    wants_logprobs: bool,
+    /// Tokens since the last part, if they are to be named.
+    taken: Option<Vec<u32>>,
+    prompt_tokens: u32,
+    /// The token with this number is the last, for the reason of length.
+    limit: u32,
     tally: Tally,
     pulse: Pulse,
     progress: Progress,
@@ -160,46 +156,68 @@ enum Progress {
 }
 
 impl Answer {
-    /// Hands the order to the engine.
-    pub(crate) fn begin(served: &Served, order: Order, pulse: Pulse) -> Result<Self, SubmitError> {
-        let engine = &served.engine;
-        let max_tokens = match order.max_tokens {
-            Some(max) => max as usize,
-            None => share_of_answer(engine, order.prompt.len()),
-        };
-        let wants_tokens = order.logprobs.is_some();
-        let echo = order.echo.map(|text| Echo {
+    /// Hands the order to the engine, unless the answer is complete with what is resumed.
+    pub(crate) fn begin(served: &Served, mut order: Order, pulse: Pulse) -> Result<Self, SubmitError> {
+        let limit = order.limit(&served.engine);
+        let resumed = order.resumed.take().unwrap_or_default();
+        let transcript = Transcript::new(served.language.decoder(order.shown), mem::take(&mut order.stop));
+        let wants_logprobs = order.logprobs.is_some();
+        let echo = order.echo.take().map(|text| Echo {
             text,
-            tokens: if wants_tokens { order.prompt.clone() } else { Vec::new() },
+            tokens: if wants_logprobs {
+                order.prompt.clone()
+            } else {
+                Vec::new()
+            },
         });
-        let generation = engine.submit(Request {
-            prompt: order.prompt,
-            max_tokens,
-            sampling: order.sampling,
-            logprobs: order.logprobs.or(order.is_ranked.then_some(0)),
-            prompt_logprobs: wants_tokens && echo.is_some(),
-            constraint: order.constraint,
-        })?;
-        Ok(Self {
+        let mut answer = Self {
             language: Arc::clone(&served.language),
-            transcript: Transcript::new(served.language.decoder(order.shown), order.stop),
-            tools: order.tools,
-            has_calls: false,
+            speech: Speech::new(transcript, order.tools.take()),
             echo,
-            wants_tokens,
-            tokens: Vec::new(),
-            parts: VecDeque::new(),
+            wants_logprobs,
+            taken: order.names_tokens.then(Vec::new),
+            prompt_tokens: count(order.prompt.len()),
+            limit: count(limit),
             tally: Tally::default(),
             pulse,
-            progress: Progress::Running(generation),
-        })
+            progress: Progress::Over,
+        };
+        if let Some(reason) = answer.catch_up(&resumed) {
+            answer.finish(reason);
+        } else {
+            let has_echo = answer.echo.is_some();
+            answer.progress =
+                Progress::Running(served.engine.submit(request(order, &resumed.tokens, limit, has_echo))?);
+        }
+        // The client has it.
+        answer.speech.take();
+        Ok(answer)
+    }
+
+    /// Goes to where the answer stands that is taken up. Returns why it is complete, if it is.
+    fn catch_up(&mut self, resumed: &Resumed) -> Option<FinishReason> {
+        for &token in &resumed.tokens {
+            self.tally.completion_tokens += 1;
+            if self.speech.push(token, None) {
+                return Some(FinishReason::Stop);
+            }
+        }
+        if resumed.is_ended {
+            return Some(FinishReason::Stop);
+        }
+        let is_full = !resumed.tokens.is_empty() && self.tally.completion_tokens >= self.limit;
+        is_full.then_some(FinishReason::Length)
     }
 
     /// The next piece; `None` after the last. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Piece> {
         loop {
-            if let Some(part) = self.parts.pop_front() {
-                return Some(Piece::Part(part));
+            let is_running = matches!(self.progress, Progress::Running(_));
+            // What the last token says and what was held back till the end are one part: see `Speech`.
+            let is_full = is_running && self.tally.completion_tokens >= self.limit;
+            if !is_full && let Some(part) = self.speech.take() {
+                let taken = self.named();
+                return Some(Piece::Part(Part { taken, ..part }));
             }
             let Progress::Running(generation) = &mut self.progress else {
                 break;
@@ -207,47 +225,63 @@ impl Answer {
             let event = generation.next().await;
             self.take(event);
         }
-        match std::mem::replace(&mut self.progress, Progress::Over) {
+        match mem::replace(&mut self.progress, Progress::Over) {
+            Progress::Last(Piece::Done(end)) => {
+                let taken = self.named();
+                Some(Piece::Done(End { taken, ..end }))
+            }
             Progress::Last(piece) => Some(piece),
             Progress::Running(_) | Progress::Over => None,
         }
     }
 
-    fn take(&mut self, event: Option<Event>) {
-        let (passed, reason) = match event {
-            Some(Event::Token(token)) => {
-                self.repeat_prompt();
-                (self.take_token(&token), None)
-            }
-            Some(Event::Finished(reason)) => {
-                self.repeat_prompt();
-                (self.transcript.finish(), Some(reason))
-            }
-            Some(Event::Failed(reason)) => return self.end(Piece::Failed(reason)),
-            None => return self.end(Piece::Failed("the engine ended".to_owned())),
-        };
-        let is_stopped = passed.stopped;
-        self.say(passed);
-        let reason = match reason {
-            _ if is_stopped => Some(FinishReason::Stop),
-            Some(batch_engine::FinishReason::EndOfText) => Some(FinishReason::Stop),
-            Some(batch_engine::FinishReason::Length) => Some(FinishReason::Length),
-            None => None,
-        };
-        if let Some(reason) = reason {
-            self.finish(reason);
+    /// The next part names this token, if it names any.
+    fn name(&mut self, token: Option<u32>) {
+        if let Some(taken) = &mut self.taken {
+            taken.extend(token);
         }
     }
 
-    fn take_token(&mut self, token: &Token) -> Passed {
+    fn named(&mut self) -> Vec<u32> {
+        self.taken.as_mut().map(mem::take).unwrap_or_default()
+    }
+
+    fn take(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Token(token)) => {
+                self.repeat_prompt();
+                if self.take_token(&token) {
+                    self.finish(FinishReason::Stop);
+                }
+            }
+            Some(Event::Finished(reason)) => {
+                self.repeat_prompt();
+                let reason = match reason {
+                    batch_engine::FinishReason::EndOfText => {
+                        // Or who takes the stream up could not tell whether what was held back has come out.
+                        self.name(self.language.end_tokens().first().copied());
+                        FinishReason::Stop
+                    }
+                    batch_engine::FinishReason::Length => FinishReason::Length,
+                };
+                self.finish(reason);
+            }
+            Some(Event::Failed(reason)) => self.end(Piece::Failed(reason)),
+            None => self.end(Piece::Failed("the engine ended".to_owned())),
+        }
+    }
+
+    /// Returns whether it completes a stop text.
+    fn take_token(&mut self, token: &Token) -> bool {
         self.pulse.token();
         self.tally.completion_tokens += 1;
         let logprobs = token.logprobs.as_deref();
         self.tally.logprob += logprobs.map_or(0.0, |logprobs| logprobs.logprob.into());
+        self.name(Some(token.id));
         let spelled = self
-            .wants_tokens
+            .wants_logprobs
             .then(|| spell(self.language.as_ref(), token.id, logprobs));
-        self.transcript.push(token.id, spelled)
+        self.speech.push(token.id, spelled)
     }
 
     /// Begins the answer with its prompt, where that was asked for.
@@ -255,87 +289,51 @@ impl Answer {
         let Some(Echo { text, tokens }) = self.echo.take() else {
             return;
         };
+        let mut spelled = Vec::new();
         if let Progress::Running(generation) = &self.progress
             && let Some(logprobs) = generation.prompt_logprobs()
         {
             let tokens = tokens.iter().zip(logprobs);
-            let spelled = tokens.map(|(&token, logprobs)| spell(self.language.as_ref(), token, logprobs.as_ref()));
-            self.tokens = spelled.collect();
+            spelled.extend(tokens.map(|(&token, logprobs)| spell(self.language.as_ref(), token, logprobs.as_ref())));
         }
-        self.add_text(text);
-    }
-
-    /// What has passed becomes parts.
-    fn say(&mut self, passed: Passed) {
-        self.tokens.extend(passed.tokens);
-        match &mut self.tools {
-            Some(parser) => {
-                let mut events = Vec::new();
-                parser.push(&passed.text, &mut events);
-                self.tell(events);
-            }
-            None if passed.text.is_empty() => {}
-            None => self.add_text(passed.text),
-        }
-    }
-
-    fn tell(&mut self, events: Vec<ToolEvent>) {
-        for event in events {
-            let content = match event {
-                ToolEvent::Text(text) => {
-                    self.add_text(text);
-                    continue;
-                }
-                ToolEvent::Begin { index, name } => {
-                    self.has_calls = true;
-                    let id = format!("call_{}", Uuid::new_v4().simple());
-                    let index = count(index);
-                    Content::Call { index, id, name }
-                }
-                ToolEvent::Arguments { index, piece } => {
-                    let index = count(index);
-                    Content::Arguments { index, piece }
-                }
-                ToolEvent::End { .. } => continue,
-            };
-            // They spell the call, not the text.
-            self.tokens.clear();
-            let tokens = Vec::new();
-            self.parts.push_back(Part { content, tokens });
-        }
-    }
-
-    fn add_text(&mut self, text: String) {
-        let tokens = std::mem::take(&mut self.tokens);
-        let content = Content::Text(text);
-        self.parts.push_back(Part { content, tokens });
+        self.speech.quote(&text, spelled);
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        // What the limit cut off behind whole calls is the beginning of another one, not text.
-        let is_cut_call = reason == FinishReason::Length && self.has_calls;
-        if let Some(parser) = self.tools.as_mut().filter(|_| !is_cut_call) {
-            let mut events = Vec::new();
-            parser.finish(&mut events);
-            self.tell(events);
-        }
-        if !self.tokens.is_empty() && !self.has_calls {
-            self.add_text(String::new());
-        }
+        let reason = self.speech.finish(reason);
         if let Progress::Running(generation) = &self.progress {
-            self.tally.cached_tokens = count(generation.cached_tokens());
+            // What is resumed is no prompt to the client.
+            self.tally.cached_tokens = count(generation.cached_tokens()).min(self.prompt_tokens);
         }
-        let reason = match reason {
-            FinishReason::Stop if self.has_calls => FinishReason::ToolCalls,
-            reason => reason,
-        };
-        let tally = self.tally;
-        self.end(Piece::Done { reason, tally });
+        self.end(Piece::Done(End {
+            reason,
+            tally: self.tally,
+            taken: Vec::new(),
+        }));
     }
 
     /// Replacing the progress drops the generation, which frees its slot.
     fn end(&mut self, last: Piece) {
         self.progress = Progress::Last(last);
+    }
+}
+
+/// The order in the engine's words.
+fn request(order: Order, resumed: &[u32], limit: usize, has_echo: bool) -> Request {
+    let mut prompt = order.prompt;
+    prompt.extend(resumed);
+    Request {
+        prompt,
+        resumed: resumed.len(),
+        // A prompt without room for an answer is the engine's to refuse.
+        max_tokens: match order.max_tokens {
+            Some(0) => 0,
+            _ => limit.saturating_sub(resumed.len()).max(1),
+        },
+        sampling: order.sampling,
+        logprobs: order.logprobs.or(order.is_ranked.then_some(0)),
+        prompt_logprobs: order.logprobs.is_some() && has_echo,
+        constraint: order.constraint,
     }
 }
 

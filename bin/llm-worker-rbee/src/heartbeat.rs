@@ -8,7 +8,7 @@ use batch_engine::Load;
 use chrono::{DateTime, Utc};
 use heartbeat_client::{Error, Queens, Source, Token};
 use shared_contract::Delivery;
-use worker_contract::{Endpoint, StatusDetail, WorkerHeartbeat, WorkerInfo, WorkerLoad, WorkerStatus};
+use worker_contract::{Endpoint, Feature, StatusDetail, WorkerHeartbeat, WorkerInfo, WorkerLoad, WorkerStatus};
 
 use crate::config::Config;
 use crate::state::{Phase, Served, State};
@@ -167,7 +167,7 @@ fn build(state: &State, load: Option<&Load>, timestamp: DateTime<Utc>) -> Worker
             context_length: served.map_or(0, |served| saturate(served.engine.context_length())),
             model_revision: served.and_then(|served| served.revision.clone()),
             endpoints: endpoints(served),
-            features: Vec::new(),
+            features: features(served),
             pid: Some(std::process::id()),
             status_detail: detail(&phase),
         },
@@ -182,6 +182,13 @@ fn endpoints(served: Option<&Arc<Served>>) -> Vec<Endpoint> {
     match served {
         Some(served) if !served.language.has_chat_template() => vec![Endpoint::Completions, Endpoint::Embeddings],
         _ => vec![Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Embeddings],
+    }
+}
+
+fn features(served: Option<&Arc<Served>>) -> Vec<Feature> {
+    match served {
+        Some(served) if !served.language.has_chat_template() => vec![Feature::Resume],
+        _ => vec![Feature::Resume, Feature::ContinueFinalMessage, Feature::CountTokens],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use batch_engine::Constraint;
 use candle_models::{ChatTemplate, TemplateError, TextDecoder, Tokenizer};
-use openai_api::{Message, Role, Tool};
+use openai_api::{Message, PromptEnd, Role, Tool};
 use serde_json::Value;
 use structured_output::{Grammar, GrammarError, Grammars, TokenText, ToolFormat, ToolSpec};
 
@@ -21,9 +21,11 @@ pub(crate) trait Language: Send + Sync + 'static {
     /// A text to be continued as it stands: control tokens spelled in it stay text, the model's opening token is added.
     fn encode_text(&self, text: &str) -> Result<Vec<u32>, EncodeError>;
 
-    /// A conversation, laid out by the chat template, with tools that the model may call, up to where the assistant's
-    /// answer begins.
-    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError>;
+    /// A conversation, laid out by the chat template, with tools that the model may call, up to this end.
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool], end: PromptEnd) -> Result<Vec<u32>, EncodeError>;
+
+    /// The tokens that end an answer. Cheap.
+    fn end_tokens(&self) -> &[u32];
 
     /// What holds an answer to a grammar.
     fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError>;
@@ -164,18 +166,17 @@ impl Language for ModelLanguage {
             .map_err(|error| EncodeError::Broken(error.to_string()))
     }
 
-    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError> {
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool], end: PromptEnd) -> Result<Vec<u32>, EncodeError> {
         let template = self.template.as_ref().ok_or(EncodeError::NoChatTemplate)?;
         let (messages, tools) = self.laid_out(messages, tools)?;
-        let rendered = template.render(&messages, tools.as_deref(), true);
-        let rendered = rendered.map_err(|error| match error {
-            // What a template does not cope with is the conversation: it has served others.
-            TemplateError::Refused(reason) | TemplateError::Failed(reason) => EncodeError::Refused(reason),
-            TemplateError::Syntax(reason) => EncodeError::Broken(reason),
-        })?;
+        let rendered = render(template, messages, tools.as_deref(), end)?;
         self.tokenizer
             .encode_chat(&rendered)
             .map_err(|error| EncodeError::Broken(error.to_string()))
+    }
+
+    fn end_tokens(&self) -> &[u32] {
+        self.tokenizer.end_tokens()
     }
 
     fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
@@ -197,6 +198,36 @@ impl Language for ModelLanguage {
             shown,
         })
     }
+}
+
+/// Stands where a message goes on while it is laid out: what templates put behind a message, and whether they trim it, is
+/// theirs.
+const GOES_ON: &str = "[[the message goes on here]]";
+
+/// The prompt of a conversation up to this end.
+fn render(
+    template: &ChatTemplate,
+    mut messages: Vec<Value>,
+    tools: Option<&[Value]>,
+    end: PromptEnd,
+) -> Result<String, EncodeError> {
+    if end == PromptEnd::FinalMessage
+        && let Some(Value::String(content)) = messages.last_mut().and_then(|message| message.get_mut("content"))
+    {
+        content.push_str(GOES_ON);
+    }
+    let rendered = template.render(&messages, tools, end == PromptEnd::Answer);
+    let mut rendered = rendered.map_err(|error| match error {
+        // What a template does not cope with is the conversation: it has served others.
+        TemplateError::Refused(reason) | TemplateError::Failed(reason) => EncodeError::Refused(reason),
+        TemplateError::Syntax(reason) => EncodeError::Broken(reason),
+    })?;
+    if end == PromptEnd::FinalMessage {
+        let reason = "it leaves out the message that is to go on";
+        let place = rendered.rfind(GOES_ON);
+        rendered.truncate(place.ok_or_else(|| EncodeError::Refused(reason.to_owned()))?);
+    }
+    Ok(rendered)
 }
 
 /// Templates of open models know the older name of the role only.
@@ -257,5 +288,43 @@ mod tests {
         for role in [Role::System, Role::User, Role::Assistant, Role::Tool] {
             assert_eq!(said(role), role);
         }
+    }
+
+    fn laid_out(source: &str, end: PromptEnd) -> Result<String, EncodeError> {
+        let template = ChatTemplate::new(source, None, None).unwrap();
+        let said = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        render(
+            &template,
+            vec![said("user", "Hi"), said("assistant", " So ")],
+            None,
+            end,
+        )
+    }
+
+    #[test]
+    fn a_prompt_ends_at_an_answer_behind_the_messages_or_within_the_last_one() {
+        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}\
+                      {% if add_generation_prompt %}<assistant>{% endif %}";
+        for (end, expected) in [
+            (PromptEnd::Answer, "<user>Hi</><assistant>So</><assistant>"),
+            (PromptEnd::Messages, "<user>Hi</><assistant>So</>"),
+            (PromptEnd::FinalMessage, "<user>Hi</><assistant>So "),
+        ] {
+            assert_eq!(
+                laid_out(source, end).unwrap(),
+                expected,
+                "a blank before what follows is kept"
+            );
+        }
+    }
+
+    #[test]
+    fn a_template_that_leaves_out_the_message_that_goes_on_refuses() {
+        let source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}";
+        assert_eq!(laid_out(source, PromptEnd::Messages).unwrap(), "Hi");
+        assert!(matches!(
+            laid_out(source, PromptEnd::FinalMessage),
+            Err(EncodeError::Refused(_))
+        ));
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! Two journeys. A request: `http/chat.rs` parses (openai-api), `http/structured.rs` sees what form the answer is to have
 //! (structured-output), `language.rs` makes tokens and grammars, `generation.rs` hands them to the engine (batch-engine),
-//! `transcript.rs` puts its tokens together to text and `text.rs` cuts that at stop texts, `answers.rs` joins the answers of
-//! one request, `http/stream.rs` frames them.
+//! `transcript.rs` puts its tokens together to text and `text.rs` cuts that at stop texts, `parts.rs` finds the calls of tools
+//! in it, `answers.rs` joins the answers of one request, `http/stream.rs` frames them.
 //! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it when it changes, `heartbeat-client` knows to whom.
 
 mod activity;
@@ -19,6 +19,7 @@ mod http;
 mod language;
 mod metrics;
 mod model;
+mod parts;
 mod state;
 mod text;
 mod transcript;

@@ -46,6 +46,7 @@ pub(crate) enum Endpoint {
     ChatCompletions,
     Completions,
     Embeddings,
+    CountTokens,
     Infer,
 }
 
@@ -74,6 +75,7 @@ impl EncodeLabelValue for Endpoint {
             Self::ChatCompletions => "chat_completions",
             Self::Completions => "completions",
             Self::Embeddings => "embeddings",
+            Self::CountTokens => "count_tokens",
             Self::Infer => "infer",
         };
         EncodeLabelValue::encode(&word, encoder)

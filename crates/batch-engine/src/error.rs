@@ -5,7 +5,7 @@ use crate::request::MAX_LOGPROBS;
 /// Why a request was not taken.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SubmitError {
-    /// There is nothing to continue, or to embed.
+    /// There is nothing to continue, or to embed. A [resumed](crate::Request::resumed) answer is no prompt.
     #[error("the prompt has no tokens")]
     EmptyPrompt,
     /// The prompt leaves no room for an answer.

@@ -104,7 +104,9 @@ impl EngineHandle {
         let shared = &self.inner.shared;
         let max_tokens = check(&request, &shared.limits)?;
         let prompt_tokens = request.prompt.len();
-        let sampler = Sampler::new(&request.prompt, request.sampling, request.logprobs, request.constraint);
+        let (prompt, answer) = request.prompt.split_at(prompt_tokens - request.resumed);
+        let mut sampler = Sampler::new(prompt, request.sampling, request.logprobs, request.constraint);
+        sampler.resume(answer);
         let prompt_logprobs = request.prompt_logprobs.then(|| request.logprobs.unwrap_or(0));
         shared.enqueue(|id| {
             let buffer = shared.limits.token_buffer;
@@ -180,6 +182,12 @@ impl EngineHandle {
         self.inner.shared.limits.context_length
     }
 
+    /// Number of tokens that the model knows, starting with token 0.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.shared.limits.vocab_size
+    }
+
     /// Takes no new requests; when those running and waiting are done, the thread drops the model and ends.
     pub fn drain(&self) {
         self.inner.shared.drain();
@@ -208,6 +216,9 @@ fn check(request: &Request, limits: &Limits) -> Result<usize, SubmitError> {
     }
     check_tokens(&request.prompt, limits)?;
     let prompt_tokens = request.prompt.len();
+    if request.resumed >= prompt_tokens {
+        return Err(SubmitError::EmptyPrompt);
+    }
     let context_length = limits.context_length;
     // Who wants no answer, but the prompt's log-probabilities, needs no room for one.
     if prompt_tokens + request.max_tokens.min(1) > context_length {

@@ -13,6 +13,10 @@ pub const MAX_LOGPROBS: usize = 20;
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
+    /// How many of the last tokens of `prompt` are no prompt, but were generated before under this request: the answer
+    /// goes on behind them as if it had never been broken off. Penalties count them as the answer's, a seed stands where
+    /// they left it; `max_tokens` and the constraint begin behind them. Less than the whole prompt.
+    pub resumed: usize,
     /// Most tokens to generate. Cut to what the context holds after the prompt. Room in the KV cache for prompt and
     /// answer together is reserved at admission, so a larger number than needed keeps others waiting.
     pub max_tokens: usize,
@@ -23,7 +27,7 @@ pub struct Request {
     /// Tells the log-probabilities of the prompt's tokens, too, with as many alternatives as `logprobs` asks for. The
     /// prompt is run in small chunks and nothing of it is taken from the prefix cache.
     pub prompt_logprobs: bool,
-    /// What the answer has to follow.
+    /// What the answer has to follow. It has accepted the tokens that are `resumed` already.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
@@ -31,6 +35,7 @@ impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("prompt_tokens", &self.prompt.len())
+            .field("resumed", &self.resumed)
             .field("max_tokens", &self.max_tokens)
             .field("sampling", &self.sampling)
             .field("logprobs", &self.logprobs)

@@ -1,24 +1,26 @@
 //! `POST /v1/chat/completions`: the request.
 
+use worker_contract::Resume;
+
 use crate::error::InvalidRequest;
 use crate::fields::{Fields, Unsupported, nothing};
 use crate::generation::{self, Generation};
-use crate::messages::{Message, messages};
+use crate::ignored;
+use crate::messages::{Message, Role, messages};
 use crate::response_format::{ResponseFormat, response_format};
+use crate::resume;
 use crate::tools::{self, Tool, ToolChoice};
 
 /// Most alternatives for each token that a chat may ask for.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
 
-pub(crate) const UNSUPPORTED: [Unsupported; 8] = [
+pub(crate) const UNSUPPORTED: [Unsupported; 6] = [
     Unsupported::replaced("functions", nothing::empty, "send `tools` instead"),
     Unsupported::replaced("function_call", nothing::none_or_auto, "send `tool_choice` instead"),
-    Unsupported::new("reasoning_effort", nothing::never),
-    Unsupported::new("verbosity", nothing::medium),
     Unsupported::new("modalities", nothing::text_only),
     Unsupported::new("audio", nothing::never),
-    Unsupported::new("prediction", nothing::never),
     Unsupported::new("web_search_options", nothing::never),
+    Unsupported::new("moderation", nothing::never),
 ];
 
 /// A valid chat request.
@@ -42,6 +44,21 @@ pub struct ChatRequest {
     pub tool_choice: ToolChoice,
     /// Whether it may call several tools in one answer.
     pub parallel_tool_calls: bool,
+    /// Where the prompt ends.
+    pub prompt_end: PromptEnd,
+    /// The stream is another worker's, to be taken up where it stands.
+    pub resume: Option<Resume>,
+}
+
+/// Where the prompt of a chat ends. The parameters are those of vLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptEnd {
+    /// Where an answer of the assistant begins; the default.
+    Answer,
+    /// Behind the last message: `add_generation_prompt: false`.
+    Messages,
+    /// Within the last message, which is the assistant's and goes on: `continue_final_message: true` besides.
+    FinalMessage,
 }
 
 impl ChatRequest {
@@ -52,12 +69,17 @@ impl ChatRequest {
         let messages = messages(fields.required("messages")?)?;
         let older = fields.count("max_tokens")?;
         let newer = fields.count("max_completion_tokens")?;
-        let generation = Generation::take(&mut fields)?;
+        let mut generation = Generation::take(&mut fields)?;
+        generation
+            .ignored
+            .extend(ignored::take(&mut fields, &ignored::OF_CHATS)?);
         let logprobs = logprobs(&mut fields)?;
         let response_format = response_format(&mut fields)?;
         let tools = tools::tools(&mut fields)?;
         let tool_choice = tools::choice(&mut fields, &tools)?;
         let parallel_tool_calls = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+        let prompt_end = prompt_end(&mut fields, &messages)?;
+        let resume = resume::resume(&mut fields, &generation, logprobs)?;
         fields.refuse(&UNSUPPORTED)?;
         fields.finish()?;
         Ok(Self {
@@ -70,7 +92,26 @@ impl ChatRequest {
             tools,
             tool_choice,
             parallel_tool_calls,
+            prompt_end,
+            resume,
         })
+    }
+}
+
+fn prompt_end(fields: &mut Fields, messages: &[Message]) -> Result<PromptEnd, InvalidRequest> {
+    const CONTINUE: &str = "continue_final_message";
+    let begins_answer = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+    let continues = fields.boolean(CONTINUE)?.unwrap_or(false);
+    let is_open = |message: &Message| message.role == Role::Assistant && message.tool_calls.is_empty();
+    match (begins_answer, continues) {
+        (true, false) => Ok(PromptEnd::Answer),
+        (false, false) => Ok(PromptEnd::Messages),
+        (true, true) => Err(InvalidRequest::value(CONTINUE, "needs `add_generation_prompt: false`")),
+        (false, true) if messages.last().is_some_and(is_open) => Ok(PromptEnd::FinalMessage),
+        (false, true) => {
+            let reason = "the last message must be a text of the assistant, without tool calls";
+            Err(InvalidRequest::value(CONTINUE, reason))
+        }
     }
 }
 

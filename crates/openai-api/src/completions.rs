@@ -1,9 +1,12 @@
 //! `POST /v1/completions`: the request.
 
+use worker_contract::{RESUME_MEMBER, Resume};
+
 use crate::error::InvalidRequest;
 use crate::fields::{Fields, Unsupported, nothing};
 use crate::generation::{self, Generation, MAX_CHOICES, StreamMode};
 use crate::prompts::{Prompt, prompts};
+use crate::resume;
 
 /// Most tokens to generate where the request says nothing.
 pub const DEFAULT_COMPLETION_TOKENS: u32 = 16;
@@ -34,6 +37,8 @@ pub struct CompletionRequest {
     /// How many completions to make for each prompt, to give the `generation.n` with the highest log probability for each
     /// token: `n` to [`MAX_CHOICES`], more than `n` only without a stream.
     pub best_of: u32,
+    /// The stream is another worker's, to be taken up where it stands.
+    pub resume: Option<Resume>,
 }
 
 impl CompletionRequest {
@@ -47,6 +52,11 @@ impl CompletionRequest {
         let generation = Generation::take(&mut fields)?;
         let logprobs = fields.integer_within("logprobs", 0, MAX_COMPLETION_LOGPROBS)?;
         let best_of = best_of(&mut fields, &generation, prompts.len())?;
+        let resume = resume::resume(&mut fields, &generation, logprobs)?;
+        if resume.is_some() && (prompts.len() > 1 || echo) {
+            let reason = "only the answer to one prompt, without `echo`, can be taken up";
+            return Err(InvalidRequest::value(RESUME_MEMBER, reason));
+        }
         fields.refuse(&UNSUPPORTED)?;
         fields.finish()?;
         Ok(Self {
@@ -57,6 +67,7 @@ impl CompletionRequest {
             echo,
             logprobs,
             best_of,
+            resume,
         })
     }
 }

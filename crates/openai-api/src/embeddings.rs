@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::InvalidRequest;
 use crate::fields::Fields;
 use crate::generation;
+use crate::ignored;
 use crate::prompts::{Prompt, prompts};
 use crate::response::Object;
 
@@ -26,6 +27,8 @@ pub struct EmbeddingRequest {
     pub encoding_format: EncodingFormat,
     /// How many values each vector is to have, at least 1; see [`check_width`](Self::check_width).
     pub dimensions: Option<usize>,
+    /// Names of the parameters that ask for something and have no effect.
+    pub ignored: Vec<&'static str>,
 }
 
 /// How a vector is written.
@@ -62,13 +65,14 @@ impl EmbeddingRequest {
             }
         };
         let dimensions = fields.count("dimensions")?.map(|count| count as usize);
-        fields.string("user")?;
+        let ignored = ignored::take(&mut fields, &ignored::OF_EMBEDDINGS)?;
         fields.finish()?;
         Ok(Self {
             model,
             inputs,
             encoding_format,
             dimensions,
+            ignored,
         })
     }
 
@@ -188,6 +192,7 @@ mod tests {
             inputs: vec![Prompt::Text("Hi".to_owned())],
             encoding_format: EncodingFormat::Float,
             dimensions: None,
+            ignored: vec!["user"],
         };
         assert_eq!(parse(&with("user", json!("u"))).unwrap(), expected);
     }
@@ -202,6 +207,7 @@ mod tests {
             inputs: vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
             encoding_format: EncodingFormat::Base64,
             dimensions: Some(8),
+            ignored: vec![],
         };
         assert_eq!(request.unwrap(), expected);
     }

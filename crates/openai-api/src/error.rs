@@ -54,7 +54,8 @@ impl InvalidRequest {
         }
     }
 
-    pub(crate) fn json(reason: impl std::fmt::Display) -> Self {
+    /// The body is no JSON object, and why.
+    pub fn json(reason: impl std::fmt::Display) -> Self {
         Self {
             param: None,
             message: format!("the body is not a valid JSON object: {reason}"),
@@ -62,12 +63,14 @@ impl InvalidRequest {
         }
     }
 
-    pub(crate) fn missing(path: impl Into<String>) -> Self {
+    /// The required parameter at `path` is not there.
+    pub fn missing(path: impl Into<String>) -> Self {
         let path = path.into();
         Self::at(InvalidCode::MissingParameter, path, "is required")
     }
 
-    pub(crate) fn wrong_type(path: impl Into<String>, expected: &str, got: &serde_json::Value) -> Self {
+    /// The parameter at `path` is of the wrong JSON type.
+    pub fn wrong_type(path: impl Into<String>, expected: &str, got: &serde_json::Value) -> Self {
         let got = type_name(got);
         Self::at(
             InvalidCode::InvalidType,
@@ -76,15 +79,18 @@ impl InvalidRequest {
         )
     }
 
-    pub(crate) fn value(path: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+    /// The parameter at `path` is of the right type, and its value cannot be used.
+    pub fn value(path: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::at(InvalidCode::InvalidValue, path, reason)
     }
 
-    pub(crate) fn unsupported(path: impl Into<String>, detail: impl std::fmt::Display) -> Self {
+    /// The parameter at `path` is known, and not supported.
+    pub fn unsupported(path: impl Into<String>, detail: impl std::fmt::Display) -> Self {
         Self::at(InvalidCode::UnsupportedParameter, path, detail)
     }
 
-    pub(crate) fn unknown(path: impl Into<String>) -> Self {
+    /// The parameter at `path` is known to nobody.
+    pub fn unknown(path: impl Into<String>) -> Self {
         Self::at(InvalidCode::UnknownParameter, path, "unknown parameter")
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::InvalidRequest;
 
 /// The fields of an object that have not been read yet. `null` is as good as absent everywhere.
-pub(crate) struct Fields {
+pub struct Fields {
     /// Path of the object with a dot at its end, or empty for the body.
     prefix: String,
     map: Map<String, Value>,
@@ -13,7 +13,7 @@ pub(crate) struct Fields {
 
 impl Fields {
     /// Those of a request's body.
-    pub(crate) fn of_body(body: &[u8]) -> Result<Self, InvalidRequest> {
+    pub fn of_body(body: &[u8]) -> Result<Self, InvalidRequest> {
         match serde_json::from_slice(body).map_err(InvalidRequest::json)? {
             Value::Object(map) => Ok(Self {
                 prefix: String::new(),
@@ -24,7 +24,7 @@ impl Fields {
     }
 
     /// Those of a value that stands at `path`.
-    pub(crate) fn of_value(path: &str, value: Value) -> Result<Self, InvalidRequest> {
+    pub fn of_value(path: &str, value: Value) -> Result<Self, InvalidRequest> {
         match value {
             Value::Object(map) => Ok(Self {
                 prefix: format!("{path}."),
@@ -34,19 +34,23 @@ impl Fields {
         }
     }
 
-    pub(crate) fn path(&self, name: &str) -> String {
+    /// Path of the field of this name.
+    pub fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+    /// Any value.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    pub(crate) fn required(&mut self, name: &str) -> Result<Value, InvalidRequest> {
+    /// Any value, which must be there.
+    pub fn required(&mut self, name: &str) -> Result<Value, InvalidRequest> {
         self.take(name).ok_or_else(|| InvalidRequest::missing(self.path(name)))
     }
 
-    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, InvalidRequest> {
+    /// A text.
+    pub fn string(&mut self, name: &str) -> Result<Option<String>, InvalidRequest> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -54,7 +58,8 @@ impl Fields {
         }
     }
 
-    pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, InvalidRequest> {
+    /// A truth value.
+    pub fn boolean(&mut self, name: &str) -> Result<Option<bool>, InvalidRequest> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -63,12 +68,13 @@ impl Fields {
     }
 
     /// A text that must be there; it may be empty.
-    pub(crate) fn required_string(&mut self, name: &str) -> Result<String, InvalidRequest> {
+    pub fn required_string(&mut self, name: &str) -> Result<String, InvalidRequest> {
         self.string(name)?
             .ok_or_else(|| InvalidRequest::missing(self.path(name)))
     }
 
-    pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, InvalidRequest> {
+    /// The items of an array.
+    pub fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, InvalidRequest> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -77,13 +83,13 @@ impl Fields {
     }
 
     /// The fields of an object that must be there.
-    pub(crate) fn object(&mut self, name: &str) -> Result<Self, InvalidRequest> {
+    pub fn object(&mut self, name: &str) -> Result<Self, InvalidRequest> {
         let value = self.required(name)?;
         Self::of_value(&self.path(name), value)
     }
 
     /// A whole number; what is larger than `i64` holds is taken as the largest.
-    pub(crate) fn integer(&mut self, name: &str) -> Result<Option<i64>, InvalidRequest> {
+    pub fn integer(&mut self, name: &str) -> Result<Option<i64>, InvalidRequest> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_i64() {
             Some(number) => Ok(Some(number)),
@@ -142,7 +148,7 @@ impl Fields {
     }
 
     /// Passes over fields whatever they hold: those that repeat what stands elsewhere.
-    pub(crate) fn pass_over(&mut self, names: &[&str]) {
+    pub fn pass_over(&mut self, names: &[&str]) {
         for name in names {
             self.map.remove(*name);
         }
@@ -168,7 +174,7 @@ impl Fields {
     }
 
     /// Ends the reading: what is left is known to nobody.
-    pub(crate) fn finish(self) -> Result<(), InvalidRequest> {
+    pub fn finish(self) -> Result<(), InvalidRequest> {
         match self.map.keys().next() {
             Some(name) => Err(InvalidRequest::unknown(self.path(name))),
             None => Ok(()),
@@ -234,6 +240,10 @@ pub(crate) mod nothing {
 
     pub(crate) fn none_or_auto(value: &Value) -> bool {
         matches!(value.as_str(), Some("none" | "auto"))
+    }
+
+    pub(crate) fn usual_tier(value: &Value) -> bool {
+        matches!(value.as_str(), Some("auto" | "default"))
     }
 
     pub(crate) fn medium(value: &Value) -> bool {

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use crate::error::InvalidRequest;
-use crate::fields::{Fields, Unsupported, nothing};
+use crate::fields::Fields;
+use crate::ignored;
 
 /// Most stop texts of a request.
 pub const MAX_STOPS: usize = 4;
@@ -22,17 +23,6 @@ pub const MAX_REPETITION_PENALTY: f32 = 10.0;
 
 /// Largest bias of a token, in either direction.
 const MAX_BIAS: f64 = 100.0;
-
-/// Parameters that are accepted and have no effect on the answer: they label or file a request for OpenAI's own
-/// bookkeeping.
-pub const ACCEPTED_WITHOUT_EFFECT: [&str; 6] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "prompt_cache_key",
-    "safety_identifier",
-];
 
 /// How to choose tokens, when to end, and how to answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +54,8 @@ pub struct Generation {
     pub n: u32,
     /// How to answer.
     pub stream: StreamMode,
+    /// Names of the parameters that ask for something and have no effect.
+    pub ignored: Vec<&'static str>,
 }
 
 /// Whether the answer comes in pieces.
@@ -80,7 +72,8 @@ pub enum StreamMode {
 
 impl Generation {
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, InvalidRequest> {
-        let generation = Self {
+        let mut ignored = ignored::take(fields, &ignored::OF_ALL)?;
+        Ok(Self {
             temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
             top_p: fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0),
             top_k: top_k(fields)?,
@@ -95,10 +88,9 @@ impl Generation {
             seed: seed(fields)?,
             stop: stop(fields)?,
             n: fields.integer_within("n", 1, MAX_CHOICES)?.unwrap_or(1),
-            stream: stream(fields)?,
-        };
-        accept_without_effect(fields)?;
-        Ok(generation)
+            stream: stream(fields, &mut ignored)?,
+            ignored,
+        })
     }
 }
 
@@ -199,7 +191,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, InvalidRequest> {
         .collect()
 }
 
-fn stream(fields: &mut Fields) -> Result<StreamMode, InvalidRequest> {
+fn stream(fields: &mut Fields, ignored: &mut Vec<&'static str>) -> Result<StreamMode, InvalidRequest> {
     let on = fields.boolean("stream")?.unwrap_or(false);
     let include_usage = match fields.take("stream_options") {
         None => false,
@@ -210,7 +202,10 @@ fn stream(fields: &mut Fields) -> Result<StreamMode, InvalidRequest> {
         Some(value) => {
             let mut options = Fields::of_value("stream_options", value)?;
             let include_usage = options.boolean("include_usage")?.unwrap_or(false);
-            options.refuse(&[Unsupported::new("include_obfuscation", nothing::no)])?;
+            // It would hide the length of chunks from those who listen to encrypted streams.
+            if options.boolean("include_obfuscation")?.unwrap_or(false) {
+                ignored.push("stream_options.include_obfuscation");
+            }
             options.finish()?;
             include_usage
         }
@@ -220,21 +215,4 @@ fn stream(fields: &mut Fields) -> Result<StreamMode, InvalidRequest> {
     } else {
         StreamMode::Off
     })
-}
-
-fn accept_without_effect(fields: &mut Fields) -> Result<(), InvalidRequest> {
-    for name in ACCEPTED_WITHOUT_EFFECT {
-        match name {
-            "store" => drop(fields.boolean(name)?),
-            "metadata" => {
-                if let Some(value) = fields.take(name)
-                    && !value.is_object()
-                {
-                    return Err(InvalidRequest::wrong_type(name, "an object", &value));
-                }
-            }
-            _ => drop(fields.string(name)?),
-        }
-    }
-    Ok(())
 }

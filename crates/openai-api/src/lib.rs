@@ -7,8 +7,10 @@
 //! A request is valid as a whole or refused with an [`InvalidRequest`] that names the offending path. Nothing is ever
 //! ignored in silence: a parameter that OpenAI knows and this server does not support passes only with the value that
 //! asks for nothing (`suffix: null`, `functions: []`, `modalities: ["text"]`, ...), and unknown parameters are refused.
-//! Beyond OpenAI's parameters, those of sampling that open models are used with are understood by the names that vLLM
-//! gave them: `top_k`, `min_p`, `typical_p`, `repetition_penalty`.
+//! What has no effect by its nature (labels, hints) is accepted and named, so that the answer can say so.
+//! Beyond OpenAI's parameters, those that open models are used with are understood by the names that vLLM gave them:
+//! `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `add_generation_prompt`, `continue_final_message`; and `resume`, by
+//! which a queen has a stream taken up ([`worker_contract::Resume`]).
 
 mod chat;
 mod completions;
@@ -16,12 +18,14 @@ mod embeddings;
 mod error;
 mod fields;
 mod generation;
+mod ignored;
 mod logprobs;
 mod messages;
 mod models;
 mod prompts;
 mod response;
 mod response_format;
+mod resume;
 mod routing;
 pub mod sse;
 mod stream;
@@ -29,16 +33,17 @@ mod stream;
 mod tests;
 mod tools;
 
-pub use chat::{ChatRequest, MAX_TOP_LOGPROBS};
+pub use chat::{ChatRequest, MAX_TOP_LOGPROBS, PromptEnd};
 pub use completions::{CompletionRequest, DEFAULT_COMPLETION_TOKENS, MAX_COMPLETION_LOGPROBS, MAX_COMPLETIONS};
 pub use embeddings::{
     Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, EncodingFormat, MAX_EMBEDDING_INPUTS, Vector,
 };
 pub use error::{InvalidCode, InvalidRequest};
+pub use fields::Fields;
 pub use generation::{
-    ACCEPTED_WITHOUT_EFFECT, Generation, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_BYTES,
-    MAX_STOPS, StreamMode,
+    Generation, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_BYTES, MAX_STOPS, StreamMode,
 };
+pub use ignored::{IGNORED_HEADER, STRICT_HEADER, refuse_ignored};
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, TextOffset, TokenLogprob, TopLogprob};
 pub use messages::{Message, Role, ToolCall};
 pub use models::{Model, ModelList};
@@ -48,7 +53,7 @@ pub use response::{
     PromptTokensDetails, Usage,
 };
 pub use response_format::{MAX_SCHEMA_BYTES, ResponseFormat};
-pub use routing::{Routing, routing};
+pub use routing::{Routing, routing, with_model};
 pub use stream::{
     ChatChoiceDelta, ChatChunks, ChatCompletionChunk, CompletionChunks, Delta, FunctionDelta, ToolCallDelta,
 };

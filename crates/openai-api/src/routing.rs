@@ -1,19 +1,25 @@
 //! What a gateway reads of a body: as little as possible, without building the rest.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::InvalidRequest;
 
 /// What routing needs of a request to any OpenAI endpoint that names a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Routing {
+pub struct Routing<'a> {
     /// Which model, as the client names it; not empty.
-    pub model: String,
+    pub model: Cow<'a, str>,
+    /// Where that stands in the body, with its quotes.
+    pub model_at: Range<usize>,
     /// Whether the answer is to be a stream.
     pub stream: bool,
+    /// Where the value stands in the body that the prompt is made of first: `messages`, or else `prompt` or `input`.
+    pub prompt_at: Option<Range<usize>>,
 }
 
 #[derive(Deserialize)]
@@ -22,21 +28,27 @@ struct Raw<'a> {
     model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     stream: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    input: Option<&'a RawValue>,
 }
 
 /// Reads `model` and `stream` of a body and skips the rest, which is for the worker to judge.
 ///
 /// A name that stands twice is refused, so that gateway and worker cannot read different models.
-pub fn routing(body: &[u8]) -> Result<Routing, InvalidRequest> {
+pub fn routing(body: &[u8]) -> Result<Routing<'_>, InvalidRequest> {
     // A struct would also be read from an array.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(InvalidRequest::json("it does not start with `{`"));
     }
     let raw: Raw<'_> = serde_json::from_slice(body).map_err(InvalidRequest::json)?;
-    let model = match raw.model {
-        None => return Err(InvalidRequest::missing("model")),
-        Some(raw) => read::<Cow<'_, str>>("model", "a string", raw)?.into_owned(),
+    let Some(name) = raw.model else {
+        return Err(InvalidRequest::missing("model"));
     };
+    let model = read::<Cow<'_, str>>("model", "a string", name)?;
     if model.is_empty() {
         return Err(InvalidRequest::missing("model"));
     }
@@ -44,7 +56,29 @@ pub fn routing(body: &[u8]) -> Result<Routing, InvalidRequest> {
         None => false,
         Some(raw) => read("stream", "a boolean", raw)?,
     };
-    Ok(Routing { model, stream })
+    let prompt = raw.messages.or(raw.prompt).or(raw.input);
+    Ok(Routing {
+        model,
+        model_at: place(body, name),
+        stream,
+        prompt_at: prompt.map(|prompt| place(body, prompt)),
+    })
+}
+
+/// The body with another model in the place of the one that it names; nothing else is touched.
+pub fn with_model(body: &[u8], model_at: Range<usize>, model: &str) -> Vec<u8> {
+    let mut named = Vec::with_capacity(body.len() + model.len());
+    named.extend_from_slice(&body[..model_at.start]);
+    named.extend_from_slice(Value::from(model).to_string().as_bytes());
+    named.extend_from_slice(&body[model_at.end..]);
+    named
+}
+
+/// Where a part of the body stands in it.
+fn place(body: &[u8], part: &RawValue) -> Range<usize> {
+    let part = part.get().as_bytes();
+    let start = part.as_ptr().addr() - body.as_ptr().addr();
+    start..start + part.len()
 }
 
 fn read<'a, T: Deserialize<'a>>(path: &str, expected: &str, raw: &'a RawValue) -> Result<T, InvalidRequest> {
@@ -67,11 +101,10 @@ mod tests {
     #[test]
     fn model_and_stream_are_read_and_the_rest_is_skipped() {
         let body = r#" {"messages": [{"role": 1}], "stream": true, "model": "org/\u006eame", "top_k": {"x": []}}"#;
-        let expected = Routing {
-            model: "org/name".into(),
-            stream: true,
-        };
-        assert_eq!(routing(body.as_bytes()).unwrap(), expected);
+        let read = routing(body.as_bytes()).unwrap();
+        assert_eq!((&*read.model, read.stream), ("org/name", true));
+        assert_eq!(&body[read.model_at], r#""org/\u006eame""#);
+        assert_eq!(&body[read.prompt_at.unwrap()], r#"[{"role": 1}]"#);
         assert!(!routing(br#"{"model": "m", "stream": null}"#).unwrap().stream);
         assert!(!routing(br#"{"model": "m"}"#).unwrap().stream);
         let embeddings = br#"{"input": [[1, 2], [3]], "model": "m", "encoding_format": "base64"}"#;
@@ -84,6 +117,15 @@ mod tests {
         assert_eq!(refusal("{}"), missing);
         assert_eq!(refusal(r#"{"model": null}"#), missing);
         assert_eq!(refusal(r#"{"model": ""}"#), missing);
+    }
+
+    #[test]
+    fn the_model_can_be_replaced_and_all_else_stays_byte_for_byte() {
+        let body = r#"{ "prompt":"x" ,"model" : "al\u0069as","n":1e0}"#;
+        let at = routing(body.as_bytes()).unwrap().model_at;
+        let named = with_model(body.as_bytes(), at, "org/\"name\"");
+        let expected = r#"{ "prompt":"x" ,"model" : "org/\"name\"","n":1e0}"#;
+        assert_eq!(std::str::from_utf8(&named).unwrap(), expected);
     }
 
     #[test]

@@ -74,6 +74,30 @@ pub struct ToolCallDelta {
     pub function: FunctionDelta,
 }
 
+impl ToolCallDelta {
+    /// The first of a call: `index` numbers the message's calls from 0; the arguments may have begun.
+    pub fn first(index: u32, id: String, name: String, arguments: String) -> Self {
+        let name = Some(name);
+        Self {
+            index,
+            id: Some(id),
+            r#type: Some(ToolKind::Function),
+            function: FunctionDelta { name, arguments },
+        }
+    }
+
+    /// More of the arguments of a call that has begun.
+    pub fn more(index: u32, arguments: String) -> Self {
+        let name = None;
+        Self {
+            index,
+            id: None,
+            r#type: None,
+            function: FunctionDelta { name, arguments },
+        }
+    }
+}
+
 /// Part of [`ToolCallDelta`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionDelta {
@@ -144,32 +168,20 @@ impl ChatChunks {
         self.choice(index, delta, logprobs, None)
     }
 
-    /// A choice begins to call a tool: `call` numbers its calls from 0.
-    pub fn tool_call(&self, index: u32, call: u32, id: String, name: String) -> ChatCompletionChunk {
-        let call = ToolCallDelta {
-            index: call,
-            id: Some(id),
-            r#type: Some(ToolKind::Function),
-            function: FunctionDelta {
-                name: Some(name),
-                arguments: String::new(),
-            },
+    /// More of a choice's calls of tools, and of its text, if there is some.
+    pub fn calls(
+        &self,
+        index: u32,
+        calls: Vec<ToolCallDelta>,
+        text: Option<String>,
+        logprobs: Option<ChatLogprobs>,
+    ) -> ChatCompletionChunk {
+        let delta = Delta {
+            role: None,
+            content: text,
+            tool_calls: calls,
         };
-        self.tool_call_delta(index, call)
-    }
-
-    /// More of the arguments of a call that has begun.
-    pub fn tool_arguments(&self, index: u32, call: u32, piece: String) -> ChatCompletionChunk {
-        let call = ToolCallDelta {
-            index: call,
-            id: None,
-            r#type: None,
-            function: FunctionDelta {
-                name: None,
-                arguments: piece,
-            },
-        };
-        self.tool_call_delta(index, call)
+        self.choice(index, delta, logprobs, None)
     }
 
     /// The last chunk of a choice: nothing new, and why it ended.
@@ -182,14 +194,6 @@ impl ChatChunks {
         self.head
             .include_usage
             .then(|| self.chunk(Vec::new(), Some(Some(usage))))
-    }
-
-    fn tool_call_delta(&self, index: u32, call: ToolCallDelta) -> ChatCompletionChunk {
-        let delta = Delta {
-            tool_calls: vec![call],
-            ..Delta::default()
-        };
-        self.choice(index, delta, None, None)
     }
 
     fn choice(
@@ -323,16 +327,21 @@ mod tests {
     fn a_tool_call_is_named_once_and_its_arguments_come_in_pieces() {
         let chunks = chunks(false);
         let made = [
-            chunks.tool_call(0, 1, "call_2".into(), "weather".into()),
-            chunks.tool_arguments(0, 1, "{\"city\":".into()),
+            chunks.calls(
+                0,
+                vec![ToolCallDelta::first(1, "call_2".into(), "weather".into(), "{".into())],
+                Some("Wait.".into()),
+                None,
+            ),
+            chunks.calls(0, vec![ToolCallDelta::more(1, "\"city\":".into())], None, None),
             chunks.finish(0, FinishReason::ToolCalls),
         ];
         let choices = [
-            json!({"index": 0, "finish_reason": null, "delta": {"tool_calls": [
-                {"index": 1, "id": "call_2", "type": "function", "function": {"name": "weather", "arguments": ""}},
+            json!({"index": 0, "finish_reason": null, "delta": {"content": "Wait.", "tool_calls": [
+                {"index": 1, "id": "call_2", "type": "function", "function": {"name": "weather", "arguments": "{"}},
             ]}}),
             json!({"index": 0, "finish_reason": null, "delta": {"tool_calls": [
-                {"index": 1, "function": {"arguments": "{\"city\":"}},
+                {"index": 1, "function": {"arguments": "\"city\":"}},
             ]}}),
             json!({"index": 0, "finish_reason": "tool_calls", "delta": {}}),
         ];
@@ -438,8 +447,10 @@ mod tests {
             let mut made = vec![chunks.start(0)];
             made.extend(texts.iter().map(|text| chunks.text(0, text.clone(), None)));
             for (call, (name, pieces)) in (0..).zip(&calls) {
-                made.push(chunks.tool_call(0, call, format!("call_{call}"), name.clone()));
-                made.extend(pieces.iter().map(|piece| chunks.tool_arguments(0, call, piece.clone())));
+                let first = ToolCallDelta::first(call, format!("call_{call}"), name.clone(), String::new());
+                made.push(chunks.calls(0, vec![first], None, None));
+                let more = pieces.iter().map(|piece| ToolCallDelta::more(call, piece.clone()));
+                made.extend(more.map(|delta| chunks.calls(0, vec![delta], None, None)));
             }
             made.push(chunks.finish(0, FinishReason::Stop));
             let mut message = json!({});

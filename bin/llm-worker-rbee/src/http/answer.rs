@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::response::Response;
 use batch_engine::SubmitError;
+use chrono::Utc;
 use daemon::ApiError;
 use openai_api::Usage;
 use shared_contract::ErrorKind;
+use uuid::Uuid;
+use worker_contract::Resume;
 
-use super::stream::{self, Frames};
 use super::{RETRY_BUSY_S, draining};
-use crate::answers::{Answers, Step, Whole};
+use crate::answers::{Answers, Whole};
 use crate::generation::Order;
 use crate::language::{EncodeError, Language};
 use crate::metrics::Ticket;
@@ -61,9 +62,10 @@ pub(super) fn unencodable(param: &str, error: &EncodeError) -> ApiError {
 }
 
 fn too_long(param: &str, prompt_tokens: &str, context_length: usize) -> ApiError {
+    // Agents' libraries know by these first words that they have to shorten the conversation.
     let message = format!(
-        "this model's context holds {context_length} tokens, but the prompt has {prompt_tokens} and the answer needs at \
-         least one more; shorten `{param}`"
+        "the prompt is too long: this model's context holds {context_length} tokens, but the prompt has {prompt_tokens} and \
+         the answer needs at least one more; shorten `{param}`"
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).with_param(param)
 }
@@ -73,6 +75,17 @@ fn text_too_long(param: &str, tokens: &str, context_length: usize) -> ApiError {
         "this model's context holds {context_length} tokens, but the text has {tokens}; shorten or split `{param}`"
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).with_param(param)
+}
+
+/// Id and time of an answer: a new id of this kind and the present, or what the answer had before.
+pub(super) fn head(kind: &str, resume: Option<Resume>) -> (Arc<str>, i64) {
+    match resume {
+        Some(resume) => (resume.id.into(), resume.created),
+        None => {
+            let id = format!("{kind}-{}", Uuid::new_v4().simple());
+            (id.into(), Utc::now().timestamp())
+        }
+    }
 }
 
 /// Hands the orders to the engine, `per_prompt` for each prompt. `params` names where the prompts came from, `count` what
@@ -134,14 +147,4 @@ pub(super) fn not_taken(param: &str, error: SubmitError) -> ApiError {
 /// Waits for the whole of all answers.
 pub(super) async fn collect(answers: Answers) -> Result<(Vec<Whole>, Usage), ApiError> {
     answers.collect().await.map_err(ApiError::internal)
-}
-
-/// Answers with a stream, once there is something to stream: until then a fault has a status of its own, and a gateway
-/// may go elsewhere.
-pub(super) async fn stream(mut answers: Answers, frames: impl Frames) -> Result<Response, ApiError> {
-    match answers.next().await {
-        Some(Step::Failed(reason)) => Err(ApiError::internal(reason)),
-        Some(first) => Ok(stream::response(answers, first, frames)),
-        None => Err(ApiError::internal("the answers have no end")),
-    }
 }

@@ -5,52 +5,56 @@ use std::sync::Arc;
 use axum::extract::{Request, State as FromState};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use chrono::Utc;
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
 use openai_api::{
     AnswerMessage, ChatChoice, ChatChunks, ChatCompletion, ChatLogprobs, ChatRequest, FinishReason, Message,
-    StreamMode, TokenLogprob, TopLogprob, Usage, sse,
+    StreamMode, TokenLogprob, ToolCallDelta, TopLogprob, Usage, sse,
 };
-use uuid::Uuid;
+use worker_contract::Resume;
 
-use super::stream::Frames;
+use super::manners::{Manners, tell_ignored};
+use super::stream::{self, Frames};
 use super::structured::Form;
-use super::{Shared, answer, check_model, refused, served};
+use super::{Shared, answer, check_model, refused, resumption, served};
 use crate::answers::Whole;
-use crate::generation::{Content, Order, Part};
+use crate::generation::Order;
+use crate::language::Language;
 use crate::metrics::Endpoint;
+use crate::parts::{CallPart, Part};
 use crate::state::Served;
 use crate::transcript::Spelled;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
     let ticket = state.metrics.begin(Endpoint::ChatCompletions);
+    let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
     let request = ChatRequest::parse(&body).map_err(refused)?;
+    manners.check(&request.generation.ignored)?;
     check_model(&state, &request.model)?;
     let served = served(&state)?;
 
-    let (orders, asks) = orders_of(&served, request).await?;
+    let (orders, asks) = orders_of(&served, request, manners).await?;
     let names = (&["messages".to_owned()][..], "n");
     let per_prompt = asks.choices;
     let answers = answer::begin(&served, orders, per_prompt, ticket, names)?;
 
-    let id: Arc<str> = format!("chatcmpl-{}", Uuid::new_v4().simple()).into();
-    let created = Utc::now().timestamp();
-    match asks.stream {
+    let starts = if asks.resume.is_none() { asks.choices } else { 0 };
+    let (id, created) = answer::head("chatcmpl", asks.resume);
+    let response = match asks.stream {
         StreamMode::On { include_usage } => {
             let chunks = ChatChunks::new(id, created, asks.model, include_usage);
-            let choices = asks.choices;
-            answer::stream(answers, ChatFrames { chunks, choices }).await
+            stream::response(answers, ChatFrames { chunks, starts }).await?
         }
         StreamMode::Off => {
             let (answers, usage) = answer::collect(answers).await?;
             let numbered = (0..).zip(answers);
             let choices = numbered.map(|(index, answer)| choice(index, answer, asks.has_logprobs));
             let completion = ChatCompletion::new(id, created, asks.model, choices.collect(), usage);
-            Ok(Json(completion).into_response())
+            Json(completion).into_response()
         }
-    }
+    };
+    Ok(tell_ignored(response, &asks.ignored))
 }
 
 /// What of a request concerns how it is answered.
@@ -59,43 +63,65 @@ struct Asks {
     choices: u32,
     stream: StreamMode,
     has_logprobs: bool,
+    resume: Option<Resume>,
+    ignored: Vec<&'static str>,
 }
 
-async fn orders_of(served: &Served, request: ChatRequest) -> Result<(Vec<Order>, Asks), ApiError> {
+async fn orders_of(
+    served: &Served,
+    mut request: ChatRequest,
+    manners: Manners,
+) -> Result<(Vec<Order>, Asks), ApiError> {
     let form = Form::of(&request, served.language.tool_format())?;
-    let ChatRequest {
-        model,
-        messages,
-        max_tokens,
-        generation,
-        logprobs,
-        tools,
-        ..
-    } = request;
+    let resume = request.resume.take();
+    let resumed = resume
+        .as_ref()
+        .map(|resume| resumption::read(served, resume))
+        .transpose()?;
+    let choices = request.generation.n;
+    let has_logprobs = request.logprobs.is_some();
     let asks = Asks {
-        model: model.into(),
-        choices: generation.n,
-        stream: generation.stream,
-        has_logprobs: logprobs.is_some(),
+        model: request.model.as_str().into(),
+        choices,
+        stream: request.generation.stream,
+        has_logprobs,
+        resume,
+        ignored: std::mem::take(&mut request.generation.ignored),
     };
-    answer::check_size(served, "messages", messages.iter().map(bytes).sum())?;
+    let names_tokens = manners.names_tokens && choices == 1 && !has_logprobs;
+    answer::check_size(served, "messages", request.messages.iter().map(bytes).sum())?;
     let orders = answer::prepare(served, move |language| {
-        let told = if form.tells_of_tools() { tools.as_slice() } else { &[] };
-        let prompt = language.encode_chat(&messages, told);
-        let prompt = prompt.map_err(|error| answer::unencodable("messages", &error))?;
-        let orders = (0..generation.n).map(|index| {
+        let prompt = prompt(language, &request, &form)?;
+        let orders = (0..choices).map(|index| {
+            let mut constraint = form.constraint(language)?;
+            if let (Some(constraint), Some(resumed)) = (&mut constraint, &resumed) {
+                resumption::follow(constraint.as_mut(), resumed)?;
+            }
             Ok(Order {
-                max_tokens,
-                logprobs: logprobs.map(|alternatives| alternatives as usize),
-                constraint: form.constraint(language)?,
+                max_tokens: request.max_tokens,
+                logprobs: request.logprobs.map(|alternatives| alternatives as usize),
+                constraint,
                 tools: form.parser(),
                 shown: form.markers(),
-                ..Order::new(prompt.clone(), &generation, index)
+                names_tokens,
+                resumed: resumed.clone(),
+                ..Order::new(prompt.clone(), &request.generation, index)
             })
         });
         orders.collect::<Result<Vec<_>, ApiError>>()
     });
     Ok((orders.await?, asks))
+}
+
+/// The tokens of a request's prompt. Computes for long.
+pub(super) fn prompt(language: &dyn Language, request: &ChatRequest, form: &Form) -> Result<Vec<u32>, ApiError> {
+    let told = if form.tells_of_tools() {
+        request.tools.as_slice()
+    } else {
+        &[]
+    };
+    let prompt = language.encode_chat(&request.messages, told, request.prompt_end);
+    prompt.map_err(|error| answer::unencodable("messages", &error))
 }
 
 fn bytes(message: &Message) -> usize {
@@ -125,23 +151,27 @@ fn logprobs(tokens: Vec<Spelled>) -> ChatLogprobs {
 /// Frames of a chat's chunks.
 struct ChatFrames {
     chunks: ChatChunks,
-    choices: u32,
+    /// Choices that have not begun yet.
+    starts: u32,
 }
 
 impl Frames for ChatFrames {
     fn start(&self) -> Bytes {
-        let starts = (0..self.choices).map(|choice| sse::event(&self.chunks.start(choice)));
+        let starts = (0..self.starts).map(|choice| sse::event(&self.chunks.start(choice)));
         starts.collect::<Vec<_>>().concat().into()
     }
 
     fn part(&mut self, choice: u32, part: Part) -> Bytes {
-        sse::event(&match part.content {
-            Content::Text(text) => {
-                let logprobs = (!part.tokens.is_empty()).then(|| logprobs(part.tokens));
-                self.chunks.text(choice, text, logprobs)
-            }
-            Content::Call { index, id, name } => self.chunks.tool_call(choice, index, id, name),
-            Content::Arguments { index, piece } => self.chunks.tool_arguments(choice, index, piece),
+        let Part {
+            text, calls, tokens, ..
+        } = part;
+        let logprobs = (!tokens.is_empty()).then(|| logprobs(tokens));
+        sse::event(&if calls.is_empty() {
+            self.chunks.text(choice, text, logprobs)
+        } else {
+            let text = Some(text).filter(|text| !text.is_empty());
+            let calls = calls.into_iter().map(delta).collect();
+            self.chunks.calls(choice, calls, text, logprobs)
         })
     }
 
@@ -152,5 +182,12 @@ impl Frames for ChatFrames {
     fn end(&self, usage: Usage) -> Bytes {
         let usage = self.chunks.usage(usage).map(|chunk| sse::event(&chunk));
         [usage.unwrap_or_default(), sse::DONE].concat().into()
+    }
+}
+
+fn delta(call: CallPart) -> ToolCallDelta {
+    match call.beginning {
+        Some(begun) => ToolCallDelta::first(call.index, begun.id, begun.name, call.arguments),
+        None => ToolCallDelta::more(call.index, call.arguments),
     }
 }

@@ -5,27 +5,29 @@ use std::sync::Arc;
 use axum::extract::{Request, State as FromState};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use chrono::Utc;
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
 use openai_api::{
     Completion, CompletionChoice, CompletionChunks, CompletionLogprobs, CompletionRequest, FinishReason, Prompt,
     StreamMode, TextOffset, Usage, sse,
 };
-use uuid::Uuid;
 
-use super::stream::Frames;
-use super::{Shared, answer, check_model, prompts, refused, served};
+use super::manners::{Manners, tell_ignored};
+use super::stream::{self, Frames};
+use super::{Shared, answer, check_model, prompts, refused, resumption, served};
 use crate::answers::Whole;
-use crate::generation::{Content, Order, Part};
+use crate::generation::Order;
 use crate::metrics::Endpoint;
+use crate::parts::Part;
 use crate::state::Served;
 use crate::transcript::Spelled;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
     let ticket = state.metrics.begin(Endpoint::Completions);
+    let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
-    let request = CompletionRequest::parse(&body).map_err(refused)?;
+    let mut request = CompletionRequest::parse(&body).map_err(refused)?;
+    manners.check(&request.generation.ignored)?;
     check_model(&state, &request.model)?;
     let served = served(&state)?;
 
@@ -38,19 +40,27 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
         (1, true) => "best_of",
         _ => "prompt",
     };
-    let orders = orders(&served, request, &names).await?;
+    let ignored = std::mem::take(&mut request.generation.ignored);
+    let resume = request.resume.take();
+    let mut orders = orders(&served, request, &names).await?;
+    if let [order] = orders.as_mut_slice() {
+        order.names_tokens = manners.names_tokens && !has_logprobs && order.echo.is_none();
+        order.resumed = resume
+            .as_ref()
+            .map(|resume| resumption::read(&served, resume))
+            .transpose()?;
+    }
     let choices = orders.len();
     let answers = answer::begin(&served, orders, best_of, ticket, (&names, count))?;
 
-    let id: Arc<str> = format!("cmpl-{}", Uuid::new_v4().simple()).into();
-    let created = Utc::now().timestamp();
-    match mode {
+    let (id, created) = answer::head("cmpl", resume);
+    let response = match mode {
         StreamMode::On { include_usage } => {
             let frames = CompletionFrames {
                 chunks: CompletionChunks::new(id, created, model, include_usage),
                 offsets: vec![TextOffset::default(); choices],
             };
-            answer::stream(answers, frames).await
+            stream::response(answers, frames).await?
         }
         StreamMode::Off => {
             let (answers, usage) = answer::collect(answers).await?;
@@ -61,9 +71,10 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
                 logprobs: has_logprobs.then(|| logprobs(answer.tokens, &mut TextOffset::default())),
                 finish_reason: Some(answer.reason),
             });
-            Ok(Json(Completion::new(id, created, model, choices.collect(), usage)).into_response())
+            Json(Completion::new(id, created, model, choices.collect(), usage)).into_response()
         }
-    }
+    };
+    Ok(tell_ignored(response, &ignored))
 }
 
 /// The orders for all prompts, `best_of` for each.
@@ -128,13 +139,9 @@ impl Frames for CompletionFrames {
     }
 
     fn part(&mut self, choice: u32, part: Part) -> Bytes {
-        let Content::Text(text) = part.content else {
-            // Nothing looks for calls of tools in a completion.
-            return Bytes::new();
-        };
         let offset = &mut self.offsets[choice as usize];
         let logprobs = (!part.tokens.is_empty()).then(|| logprobs(part.tokens, offset));
-        sse::event(&self.chunks.text(choice, text, logprobs))
+        sse::event(&self.chunks.text(choice, part.text, logprobs))
     }
 
     fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes {

@@ -9,14 +9,17 @@ use openai_api::{EmbeddingList, EmbeddingRequest, Prompt};
 
 use shared_contract::ErrorKind;
 
+use super::manners::{Manners, tell_ignored};
 use super::{Shared, answer, check_model, prompts, refused, served};
 use crate::metrics::{Endpoint, Outcome};
 use crate::state::Served;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
     let mut ticket = state.metrics.begin(Endpoint::Embeddings);
+    let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
     let request = EmbeddingRequest::parse(&body).map_err(refused)?;
+    manners.check(&request.ignored)?;
     check_model(&state, &request.model)?;
     let served = served(&state)?;
     request.check_width(served.hidden_size).map_err(refused)?;
@@ -39,7 +42,7 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
 
     let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
     let list = EmbeddingList::new(request.model.into(), vectors, request.encoding_format, tokens);
-    Ok(Json(list).into_response())
+    Ok(tell_ignored(Json(list).into_response(), &request.ignored))
 }
 
 /// The vectors of all inputs, in order, of the length 1. As many are computed at a time as there are slots, so that one

@@ -10,10 +10,11 @@ use openai_api::{MAX_STOP_BYTES, MAX_STOPS, Usage, sse};
 use shared_contract::ErrorObject;
 use worker_contract::{FinishReason, InferEvent, InferRequest, InferUsage};
 
-use super::stream::Frames;
+use super::stream::{self, Frames};
 use super::{Shared, answer, served};
-use crate::generation::{Content, Order, Part};
+use crate::generation::Order;
 use crate::metrics::Endpoint;
+use crate::parts::Part;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
     let ticket = state.metrics.begin(Endpoint::Infer);
@@ -41,7 +42,7 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
     let names = (&["prompt".to_owned()][..], "prompt");
     let answers = answer::begin(&served, vec![order], 1, ticket, names)?;
     let finish_reason = FinishReason::Length;
-    answer::stream(answers, InferFrames { finish_reason }).await
+    stream::response(answers, InferFrames { finish_reason }).await
 }
 
 fn validate(request: &InferRequest) -> Result<(), ApiError> {
@@ -82,11 +83,7 @@ impl Frames for InferFrames {
     }
 
     fn part(&mut self, _choice: u32, part: Part) -> Bytes {
-        match part.content {
-            Content::Text(text) => sse::event(&InferEvent::Token { text }),
-            // Nothing looks for calls of tools here.
-            Content::Call { .. } | Content::Arguments { .. } => Bytes::new(),
-        }
+        sse::event(&InferEvent::Token { text: part.text })
     }
 
     fn finish(&mut self, _choice: u32, reason: openai_api::FinishReason) -> Bytes {

@@ -3,12 +3,16 @@
 mod answer;
 mod chat;
 mod completions;
+mod count_tokens;
 mod embeddings;
 mod health;
 mod infer;
+mod manners;
 mod models;
 mod prompts;
 mod queens;
+mod reader;
+mod resumption;
 mod stream;
 mod structured;
 
@@ -68,6 +72,7 @@ pub(crate) fn router(app: App, token: Option<Secret>) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/count_tokens", post(count_tokens::count))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/infer", post(infer::create))

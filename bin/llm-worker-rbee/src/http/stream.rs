@@ -7,15 +7,20 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use daemon::ApiError;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use openai_api::{FinishReason, Usage, sse};
 use shared_contract::{ErrorBody, ErrorObject};
+use worker_contract::TOKENS_COMMENT;
 
+use super::reader::Attended;
 use crate::answers::{Answers, Step};
-use crate::generation::Part;
+use crate::parts::Part;
 
-/// A comment is sent after this long without an event.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A comment is sent after this long without an event, also before the first one.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A client that takes nothing for this long, while there is something to take, is taken for gone.
+const READER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How one endpoint frames its answers.
 pub(super) trait Frames: Send + 'static {
@@ -37,24 +42,25 @@ pub(super) trait Frames: Send + 'static {
     }
 }
 
-/// Where a stream stands.
-struct Streaming<F> {
-    answers: Answers,
-    frames: F,
-    /// The step that is there already.
-    first: Option<Step>,
-    is_over: bool,
-}
-
-/// Streams the answers, whose first step is there already. Dropping the response cancels them.
-pub(super) fn response(answers: Answers, first: Step, frames: impl Frames) -> Response {
+/// Answers with a stream, once there is something to stream: until then a fault has a status of its own, and a gateway
+/// may go elsewhere. If that takes long, a comment comes first. Dropping the response cancels the answers.
+pub(super) async fn response(mut answers: Answers, frames: impl Frames) -> Result<Response, ApiError> {
+    let first = match tokio::time::timeout(KEEP_ALIVE, answers.next()).await {
+        Ok(Some(Step::Failed(reason))) => return Err(ApiError::internal(reason)),
+        Ok(None) => return Err(ApiError::internal("the answers have no end")),
+        Ok(Some(first)) => Some(first),
+        Err(_) => None,
+    };
     let streaming = Streaming {
         answers,
         frames,
-        first: Some(first),
-        is_over: false,
+        upcoming: match first {
+            Some(first) => Upcoming::First(first),
+            None => Upcoming::Comment,
+        },
     };
-    let body = Body::from_stream(stream::unfold(streaming, next));
+    let frames = stream::unfold(streaming, next).boxed();
+    let body = Body::from_stream(Attended::new(frames, READER_PATIENCE));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE)),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -64,43 +70,88 @@ pub(super) fn response(answers: Answers, first: Step, frames: impl Frames) -> Re
             HeaderValue::from_static("no"),
         ),
     ];
-    (headers, body).into_response()
+    Ok((headers, body).into_response())
 }
 
-async fn next<F: Frames>(
-    mut streaming: Streaming<F>,
-) -> Option<(Result<Bytes, std::convert::Infallible>, Streaming<F>)> {
-    if streaming.is_over {
-        return None;
-    }
-    let frame = match streaming.first.take() {
-        Some(first) => {
-            let start = streaming.frames.start();
-            let first = streaming.frame(first);
-            [start, first].concat().into()
+/// A stream on its way.
+struct Streaming<F> {
+    answers: Answers,
+    frames: F,
+    upcoming: Upcoming,
+}
+
+/// What a stream sends next.
+enum Upcoming {
+    /// Its start, and this step.
+    First(Step),
+    /// A comment, since the first step takes long.
+    Comment,
+    /// Its start, and the step that is waited for.
+    Start,
+    /// The step that is waited for.
+    Step,
+    /// Nothing: the last frame is out.
+    Nothing,
+}
+
+async fn next<F: Frames>(mut streaming: Streaming<F>) -> Option<(Bytes, Streaming<F>)> {
+    let (is_start, step) = match std::mem::replace(&mut streaming.upcoming, Upcoming::Step) {
+        Upcoming::Nothing => return None,
+        Upcoming::Comment => {
+            streaming.upcoming = Upcoming::Start;
+            return Some((sse::KEEP_ALIVE, streaming));
         }
-        None => match tokio::time::timeout(KEEP_ALIVE, streaming.answers.next()).await {
-            Err(_) => sse::KEEP_ALIVE,
-            Ok(Some(step)) => streaming.frame(step),
-            Ok(None) => return None,
-        },
+        Upcoming::First(step) => (true, step),
+        waiting @ (Upcoming::Start | Upcoming::Step) => {
+            match tokio::time::timeout(KEEP_ALIVE, streaming.answers.next()).await {
+                Err(_) => {
+                    streaming.upcoming = waiting;
+                    return Some((sse::KEEP_ALIVE, streaming));
+                }
+                Ok(step) => (matches!(waiting, Upcoming::Start), step?),
+            }
+        }
     };
-    Some((Ok(frame), streaming))
+    let mut frame = streaming.frame(step);
+    if is_start {
+        frame = [streaming.frames.start(), frame].concat().into();
+    }
+    Some((frame, streaming))
 }
 
 impl<F: Frames> Streaming<F> {
     fn frame(&mut self, step: Step) -> Bytes {
         match step {
-            Step::Part { choice, part } => self.frames.part(choice, part),
-            Step::Finished { choice, reason, .. } => self.frames.finish(choice, reason),
+            Step::Part { choice, mut part } => {
+                let taken = std::mem::take(&mut part.taken);
+                named(&taken, self.frames.part(choice, part))
+            }
+            Step::Finished { choice, end } => named(&end.taken, self.frames.finish(choice, end.reason)),
             Step::Done(usage) => {
-                self.is_over = true;
+                self.upcoming = Upcoming::Nothing;
                 self.frames.end(usage)
             }
             Step::Failed(reason) => {
-                self.is_over = true;
+                self.upcoming = Upcoming::Nothing;
                 self.frames.error(ApiError::internal(reason).object())
             }
         }
     }
+}
+
+/// The frame with a line before it that names these tokens, if there are any; see [`worker_contract::Resume`].
+fn named(tokens: &[u32], frame: Bytes) -> Bytes {
+    if tokens.is_empty() {
+        return frame;
+    }
+    let mut line = String::with_capacity(TOKENS_COMMENT.len() + 8 * tokens.len() + frame.len());
+    line.push_str(TOKENS_COMMENT.trim_end());
+    for token in tokens {
+        line.push(' ');
+        line.push_str(&token.to_string());
+    }
+    line.push('\n');
+    let mut bytes = line.into_bytes();
+    bytes.extend_from_slice(&frame);
+    bytes.into()
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use shared_contract::{DropReason, HeartbeatAck};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use worker_contract::{Endpoint, WorkerHeartbeat, WorkerStatus};
+use worker_contract::{Endpoint, Feature, WorkerHeartbeat, WorkerStatus};
 
 use super::requests::CHAT;
 use super::support::{SOON, Script, TestWorker, error, events};
@@ -151,6 +151,10 @@ async fn heartbeats_tell_the_port_at_once_then_ready_busy_draining_and_stopped()
     assert_eq!(
         beat.worker.endpoints,
         [Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Embeddings]
+    );
+    assert_eq!(
+        beat.worker.features,
+        [Feature::Resume, Feature::ContinueFinalMessage, Feature::CountTokens]
     );
 
     gate.close();

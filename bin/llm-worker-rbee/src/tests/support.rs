@@ -8,7 +8,7 @@ use std::time::Duration;
 use batch_engine::{Constraint, KvLayout, Model, ModelError, Output, Pooling, StepInput};
 use clap::Parser;
 use daemon::Shutdown;
-use openai_api::{Message, Tool};
+use openai_api::{Message, PromptEnd, Tool};
 use serde_json::Value;
 use structured_output::{Grammar, GrammarError, Grammars, TokenText, ToolFormat};
 use tokio::net::TcpListener;
@@ -42,6 +42,8 @@ pub(super) struct Script {
     /// What it might say instead, each with another first byte, and how much less probable each is: the difference of
     /// the logarithms.
     pub(super) or: &'static [(&'static str, f32)],
+    /// Says each letter as a small or a large one, the other one less probable by this difference of the logarithms.
+    pub(super) wavers: Option<f32>,
     /// Begins again at the end.
     pub(super) repeats: bool,
     pub(super) context_length: usize,
@@ -57,6 +59,7 @@ impl Script {
         Self {
             says,
             or: &[],
+            wavers: None,
             repeats: false,
             context_length: 1_000,
             block_tokens: 8,
@@ -189,8 +192,17 @@ impl Scripted {
             } else {
                 place.said
             };
-            let token = text.get(said).map_or(END, |&byte| ANSWER + u32::from(byte));
-            rows[start + token as usize] = logit;
+            let Some(&byte) = text.get(said) else {
+                rows[start + END as usize] = logit;
+                continue;
+            };
+            let mut allow = |byte: u8, logit| rows[start + ANSWER as usize + usize::from(byte)] = logit;
+            allow(byte, logit);
+            if let Some(less) = self.script.wavers
+                && byte.is_ascii_alphabetic()
+            {
+                allow(byte ^ b' ', logit - less);
+            }
         }
         Ok(())
     }
@@ -296,7 +308,7 @@ impl Language for Bytes {
         Ok([OPENING].into_iter().chain(text.bytes().map(u32::from)).collect())
     }
 
-    fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, EncodeError> {
+    fn encode_chat(&self, messages: &[Message], tools: &[Tool], end: PromptEnd) -> Result<Vec<u32>, EncodeError> {
         if !self.can_chat {
             return Err(EncodeError::NoChatTemplate);
         }
@@ -308,7 +320,14 @@ impl Language for Bytes {
             }
             rendered.push_str(&format!("{:?}: {content}\n", message.role));
         }
+        if end == PromptEnd::FinalMessage {
+            rendered.pop();
+        }
         Ok(rendered.bytes().map(u32::from).collect())
+    }
+
+    fn end_tokens(&self) -> &[u32] {
+        &[END]
     }
 
     fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {

@@ -59,6 +59,11 @@ pub(super) struct Distribution {
     highest: Highest,
 }
 
+/// Draws the number that choosing a token takes.
+pub(super) fn skip(rng: &mut Xoshiro256PlusPlus) {
+    rng.next_u64();
+}
+
 impl Distribution {
     /// A token, where the largest of the logits is `max`. Draws exactly one number.
     pub(super) fn draw(

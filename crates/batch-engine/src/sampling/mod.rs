@@ -101,6 +101,16 @@ impl Sampler {
         }
     }
 
+    /// Goes to where it stood when it had chosen these tokens; the constraint is there already.
+    pub(crate) fn resume(&mut self, answer: &[u32]) {
+        for &token in answer {
+            self.adjustments.accept(token);
+            if self.temperature != 0.0 {
+                draw::skip(&mut self.rng);
+            }
+        }
+    }
+
     /// The next token; from now on it is part of the answer. Changes `logits`. Draws exactly one number unless greedy.
     pub(crate) fn choose(
         &mut self,

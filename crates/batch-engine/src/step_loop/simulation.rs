@@ -171,6 +171,7 @@ impl Reader {
             logprobs: Some(1),
             prompt_logprobs: matches!(order.kind, Kind::Echo),
             constraint: None,
+            resumed: 0,
         };
         let generation = engine.submit(request).ok()?;
         Some(Self::Answer(Box::new(generation), Answer::default()))

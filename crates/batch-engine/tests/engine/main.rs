@@ -13,6 +13,7 @@ mod lifecycle;
 mod logprobs;
 mod prefixes;
 mod readers;
+mod resumed;
 mod seeds;
 
 use std::num::NonZeroUsize;

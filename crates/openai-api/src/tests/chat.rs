@@ -1,10 +1,14 @@
 //! Chat requests as a whole.
 
 use serde_json::{Value, json};
+use worker_contract::Resume;
 
 use super::{accepted, invalid, missing, parse, refusal, unknown, unsupported, with, wrong_type};
 use crate::chat::UNSUPPORTED;
-use crate::{ChatRequest, Generation, InvalidCode, Message, ResponseFormat, Role, StreamMode, ToolChoice};
+use crate::{
+    ChatRequest, Generation, InvalidCode, Message, PromptEnd, ResponseFormat, Role, StreamMode, ToolChoice, ignored,
+    refuse_ignored,
+};
 
 #[test]
 fn the_smallest_request_has_openais_defaults() {
@@ -26,12 +30,15 @@ fn the_smallest_request_has_openais_defaults() {
             stop: vec![],
             n: 1,
             stream: StreamMode::Off,
+            ignored: vec![],
         },
         logprobs: None,
         response_format: ResponseFormat::Text,
         tools: vec![],
         tool_choice: ToolChoice::None,
         parallel_tool_calls: true,
+        prompt_end: PromptEnd::Answer,
+        resume: None,
     };
     assert_eq!(accepted(&with("model", json!("org/name"))), expected);
 }
@@ -90,13 +97,14 @@ fn null_is_as_good_as_absent_for_everything_that_is_optional() {
         "tools",
         "tool_choice",
         "parallel_tool_calls",
+        "add_generation_prompt",
+        "continue_final_message",
+        "resume",
     ];
     let unsupported = UNSUPPORTED.iter().map(|parameter| parameter.name());
-    for name in names
-        .into_iter()
-        .chain(unsupported)
-        .chain(crate::ACCEPTED_WITHOUT_EFFECT)
-    {
+    let ignored = ignored::OF_ALL.iter().chain(&ignored::OF_CHATS);
+    let ignored = ignored.map(|parameter| parameter.name());
+    for name in names.into_iter().chain(unsupported).chain(ignored) {
         body[name] = Value::Null;
     }
     assert_eq!(accepted(&body), accepted(&with("model", json!("m"))));
@@ -119,6 +127,11 @@ fn a_value_that_asks_for_nothing_passes() {
         ("response_format", json!({"type": "text"})),
         ("modalities", json!(["text"])),
         ("verbosity", json!("medium")),
+        ("store", json!(false)),
+        ("metadata", json!({})),
+        ("service_tier", json!("auto")),
+        ("add_generation_prompt", json!(true)),
+        ("continue_final_message", json!(false)),
     ] {
         assert_eq!(accepted(&with(name, value)), smallest, "{name}");
     }
@@ -129,16 +142,14 @@ fn what_is_known_and_not_supported_is_refused_by_name() {
     for (name, value) in [
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!({"name": "f"})),
-        ("reasoning_effort", json!("low")),
-        ("verbosity", json!("high")),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "alloy"})),
-        ("prediction", json!({"type": "content", "content": "x"})),
         ("web_search_options", json!({})),
+        ("moderation", json!({"model": "m"})),
     ] {
         assert_eq!(refusal(&with(name, value)), unsupported(name));
     }
-    let error = parse(&with("verbosity", json!("high"))).unwrap_err();
+    let error = parse(&with("audio", json!({}))).unwrap_err();
     assert!(error.message.contains("not supported yet"), "{error}");
 }
 
@@ -161,13 +172,88 @@ fn what_nobody_knows_is_refused_by_name() {
 }
 
 #[test]
-fn what_has_no_effect_is_accepted_if_it_is_of_its_type() {
-    parse(&with("user", json!("u"))).unwrap();
-    parse(&with("metadata", json!({"a": "b"}))).unwrap();
-    parse(&with("store", json!(true))).unwrap();
-    parse(&with("service_tier", json!("auto"))).unwrap();
-    for (name, value) in [("user", json!(1)), ("metadata", json!("a")), ("store", json!("yes"))] {
-        assert_eq!(refusal(&with(name, value)), wrong_type(name));
+fn what_has_no_effect_is_accepted_if_it_is_of_its_type_and_named() {
+    for (name, value) in [
+        ("user", json!("u")),
+        ("metadata", json!({"a": "b"})),
+        ("store", json!(true)),
+        ("service_tier", json!("flex")),
+        ("prompt_cache_key", json!("k")),
+        ("prompt_cache_retention", json!("24h")),
+        ("prompt_cache_options", json!({"mode": "explicit"})),
+        ("safety_identifier", json!("s")),
+        ("reasoning_effort", json!("low")),
+        ("verbosity", json!("high")),
+        ("prediction", json!({"type": "content", "content": "x"})),
+    ] {
+        assert_eq!(accepted(&with(name, value)).generation.ignored, [name]);
+        assert_eq!(refusal(&with(name, json!(1))), wrong_type(name));
+    }
+    let mut body = with("stream", json!(true));
+    body["stream_options"] = json!({"include_obfuscation": true});
+    body["user"] = json!("u");
+    let ignored = accepted(&body).generation.ignored;
+    assert_eq!(ignored, ["user", "stream_options.include_obfuscation"]);
+    refuse_ignored(&[]).unwrap();
+    let refused = refuse_ignored(&ignored).unwrap_err();
+    assert_eq!(
+        (refused.param.as_deref(), refused.code),
+        (Some("user"), InvalidCode::UnsupportedParameter)
+    );
+}
+
+#[test]
+fn a_prompt_ends_where_the_parameters_of_vllm_say() {
+    let end = |role: &str, generation_prompt: bool, continues: bool| {
+        parse(&json!({
+            "model": "m", "messages": [{"role": "user", "content": "Hi"}, {"role": role, "content": "Ho"}],
+            "add_generation_prompt": generation_prompt, "continue_final_message": continues,
+        }))
+        .map(|request| request.prompt_end)
+        .map_err(|error| error.param.unwrap())
+    };
+    assert_eq!(end("assistant", true, false), Ok(PromptEnd::Answer));
+    assert_eq!(end("assistant", false, false), Ok(PromptEnd::Messages));
+    assert_eq!(end("assistant", false, true), Ok(PromptEnd::FinalMessage));
+    assert_eq!(
+        end("assistant", true, true),
+        Err("continue_final_message".into()),
+        "which of them?"
+    );
+    assert_eq!(
+        end("user", false, true),
+        Err("continue_final_message".into()),
+        "the model does not speak for others"
+    );
+}
+
+#[test]
+fn a_stream_that_is_taken_up_says_where_it_stands() {
+    let resume = json!({"id": "chatcmpl-1", "created": 7, "tokens": [5, 0, 4294967295_u32]});
+    let mut body = with("resume", resume);
+    assert_eq!(refusal(&body), invalid("resume"), "no stream");
+    body["stream"] = json!(true);
+    let expected = Resume {
+        id: "chatcmpl-1".into(),
+        created: 7,
+        tokens: vec![5, 0, u32::MAX],
+    };
+    assert_eq!(accepted(&body).resume, Some(expected));
+    for (name, value) in [("n", json!(2)), ("logprobs", json!(true))] {
+        let mut body = body.clone();
+        body[name] = value;
+        assert_eq!(refusal(&body), invalid("resume"), "{name}");
+    }
+    for (name, value, expected) in [
+        ("id", json!(1), wrong_type("resume.id")),
+        ("created", Value::Null, missing("resume.created")),
+        ("tokens", Value::Null, missing("resume.tokens")),
+        ("tokens", json!([1, -1]), wrong_type("resume.tokens[1]")),
+        ("text", json!("x"), unknown("resume.text")),
+    ] {
+        let mut body = body.clone();
+        body["resume"][name] = value;
+        assert_eq!(refusal(&body), expected);
     }
 }
 

@@ -31,6 +31,7 @@ fn every_parameter_is_read() {
         stop: vec!["x".to_owned(), "y".to_owned()],
         n: 3,
         stream: StreamMode::On { include_usage: true },
+        ignored: vec![],
     };
     assert_eq!(request.generation, expected);
 }
