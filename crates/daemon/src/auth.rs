@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use shared_contract::ErrorKind;
 use subtle::{Choice, ConstantTimeEq};
 
@@ -75,28 +75,51 @@ impl Guard {
         }
         admitted.into()
     }
+
+    /// Lets a request with these headers pass, or says what is missing: what [`require`] does, for routes on which a layer
+    /// would be felt.
+    ///
+    /// # Errors
+    /// Unauthorized.
+    pub fn check_bearer(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        self.check(bearer(headers))
+    }
+
+    fn check(&self, presented: Option<&str>) -> Result<(), ApiError> {
+        if self.admits(presented) {
+            return Ok(());
+        }
+        let message = match presented {
+            None => format!(
+                "this endpoint needs `Authorization: Bearer ...` with the value set by {}",
+                self.setting
+            ),
+            Some(_) => format!("the presented token is none of those set by {}", self.setting),
+        };
+        Err(ApiError::new(ErrorKind::Unauthorized, message))
+    }
 }
+
+/// Header that some clients send a key with, in place of a bearer token.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Middleware for routes that a [`Guard`] protects: `from_fn_with_state(guard, auth::require)`.
 pub async fn require(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let presented = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
-    if guard.admits(presented) {
-        return Ok(next.run(request).await);
-    }
-    let message = match presented {
-        None => format!(
-            "this endpoint needs `Authorization: Bearer ...` with the value set by {}",
-            guard.setting
-        ),
-        Some(_) => format!("the presented token is none of those set by {}", guard.setting),
-    };
-    Err(ApiError::new(ErrorKind::Unauthorized, message))
+    guard.check_bearer(request.headers())?;
+    Ok(next.run(request).await)
+}
+
+/// The same for routes whose clients may send the secret as `x-api-key`; a bearer token goes before it.
+pub async fn require_key(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    let key = || headers.get(API_KEY)?.to_str().ok();
+    guard.check(bearer(headers).or_else(key))?;
+    Ok(next.run(request).await)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 /// Refuses an address that others can reach unless a token guards it or the operator insists.

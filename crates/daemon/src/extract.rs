@@ -1,12 +1,15 @@
 //! Extractors whose rejections are the house's errors and name the field that is wrong.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared_contract::ErrorKind;
@@ -37,25 +40,72 @@ impl<T: Serialize> IntoResponse for Json<T> {
 
 /// Reads a body that says it is JSON, within the router's `DefaultBodyLimit`.
 pub async fn json_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    check_json(request.headers())?;
+    let body = in_time(Bytes::from_request(request, state)).await?;
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+        _ => broken_off(),
+    })
+}
+
+/// The same within this limit, with the request's headers: for routes on which a layer for the limit would be felt.
+pub async fn json_request(request: Request, limit: usize) -> Result<(HeaderMap, Bytes), ApiError> {
+    let (head, body) = request.into_parts();
+    check_json(&head.headers)?;
+    let body = in_time(read(body, limit)).await??;
+    Ok((head.headers, body))
+}
+
+/// Reads a body; one that comes in a single piece is not copied.
+async fn read(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        // Trailers say nothing to anybody here.
+        let Ok(data) = frame.map_err(|_| broken_off())?.into_data() else {
+            continue;
+        };
+        if first.len() + whole.len() + data.len() > limit {
+            return Err(too_large());
+        }
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
     // A browser page of another origin cannot send this type without asking first.
-    let is_json = request
-        .headers()
+    let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split(';').next())
         .is_some_and(|mime| mime.trim().eq_ignore_ascii_case("application/json"));
-    if !is_json {
-        let message = "the body must be JSON, with the header `content-type: application/json`";
-        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+    if is_json {
+        return Ok(());
     }
-    let body = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await;
-    let body = body.map_err(|_| ApiError::new(ErrorKind::InvalidRequest, "the body took too long to arrive"))?;
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ApiError::new(ErrorKind::TooLarge, "the body is larger than this endpoint takes")
-        }
-        _ => ApiError::new(ErrorKind::InvalidRequest, "the body broke off before its end"),
-    })
+    let message = "the body must be JSON, with the header `content-type: application/json`";
+    Err(ApiError::new(ErrorKind::InvalidRequest, message))
+}
+
+async fn in_time<T>(reading: impl Future<Output = T>) -> Result<T, ApiError> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, reading).await;
+    read.map_err(|_| ApiError::new(ErrorKind::InvalidRequest, "the body took too long to arrive"))
+}
+
+fn too_large() -> ApiError {
+    ApiError::new(ErrorKind::TooLarge, "the body is larger than this endpoint takes")
+}
+
+fn broken_off() -> ApiError {
+    ApiError::new(ErrorKind::InvalidRequest, "the body broke off before its end")
 }
 
 /// Parses JSON; an error names the path of the offending field.
@@ -134,6 +184,22 @@ mod tests {
         assert_eq!(error.object().param.as_deref(), Some("inner.port"));
         let error = from_slice::<Outer>(b"{}").unwrap_err();
         assert_eq!(error.object().param.as_deref(), Some("inner"));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_however_it_comes_and_not_beyond_its_limit() {
+        let body = |pieces: &[&'static str]| {
+            let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, std::io::Error>(*piece)).collect();
+            Body::from_stream(futures_util::stream::iter(pieces))
+        };
+        for pieces in [&["abcd"][..], &["ab", "cd"], &["a", "", "b", "cd"]] {
+            assert_eq!(read(body(pieces), 4).await.unwrap(), "abcd");
+            assert_eq!(read(body(pieces), 3).await.unwrap_err().kind(), ErrorKind::TooLarge);
+        }
+        assert_eq!(read(body(&[]), 4).await.unwrap(), "");
+        let cut = vec![Ok("ab"), Err(std::io::Error::other("cut"))];
+        let cut = read(Body::from_stream(futures_util::stream::iter(cut)), 4).await;
+        assert_eq!(cut.unwrap_err().kind(), ErrorKind::InvalidRequest);
     }
 
     #[test]
