@@ -10,6 +10,11 @@ use daemon::Secret;
 use daemon::config::CommonArgs;
 use shared_contract::timing;
 
+mod supply;
+
+use supply::SupplyArgs;
+pub use supply::{Alias, SupplyConfig};
+
 /// How long a lost member is kept, unless the TTL is longer.
 const DEFAULT_RETENTION_MS: u64 = 600_000;
 /// The SSH configuration that is read unless another file is named.
@@ -94,9 +99,17 @@ pub struct Args {
     /// How long a worker may take to an answer that is not streamed
     #[arg(long, env = "RBEE_ANSWER_TIMEOUT_MS", value_name = "MS", default_value_t = 600_000)]
     answer_timeout_ms: u64,
+    /// How long a request may wait for a model that is being fetched or loaded for it
+    #[arg(long, env = "RBEE_LOAD_TIMEOUT_MS", value_name = "MS", default_value_t = 600_000)]
+    load_timeout_ms: u64,
+    /// How long a worker may be silent within a stream before another one goes on with it
+    #[arg(long, env = "RBEE_STALL_TIMEOUT_MS", value_name = "MS", default_value_t = 30_000)]
+    stall_timeout_ms: u64,
     /// How long running requests may take to finish after a signal to end
     #[arg(long, env = "RBEE_GRACE_S", value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=86_400))]
     grace_s: u64,
+    #[command(flatten)]
+    supply: SupplyArgs,
 }
 
 impl AsRef<CommonArgs> for Args {
@@ -139,6 +152,12 @@ pub struct Config {
     pub first_byte_timeout: Duration,
     /// Limit for the first byte of an answer that is no stream: it comes when the answer is complete.
     pub answer_timeout: Duration,
+    /// Longest wait of a request for a model that is being brought up.
+    pub load_timeout: Duration,
+    /// Limit for the silence of a worker within a stream.
+    pub stall_timeout: Duration,
+    /// Which models there are, and how workers are brought up for them.
+    pub supply: SupplyConfig,
     /// How long running requests may take once the shutdown has begun.
     pub grace: Duration,
 }
@@ -161,6 +180,9 @@ impl Default for Config {
             queue_max: 256,
             first_byte_timeout: Duration::from_secs(60),
             answer_timeout: Duration::from_secs(600),
+            load_timeout: Duration::from_secs(600),
+            stall_timeout: Duration::from_secs(30),
+            supply: SupplyConfig::default(),
             grace: Duration::from_secs(30),
         }
     }
@@ -212,6 +234,8 @@ impl TryFrom<Args> for Config {
             ("--queue-timeout-ms", args.queue_timeout_ms),
             ("--first-byte-timeout-ms", args.first_byte_timeout_ms),
             ("--answer-timeout-ms", args.answer_timeout_ms),
+            ("--load-timeout-ms", args.load_timeout_ms),
+            ("--stall-timeout-ms", args.stall_timeout_ms),
         ];
         for (flag, value) in positive {
             if value == 0 {
@@ -234,9 +258,10 @@ impl TryFrom<Args> for Config {
                 args.heartbeat_ttl_ms, args.heartbeat_interval_ms
             ));
         }
-        if !mistakes.is_empty() {
+        let supply = args.supply.check(args.port).map_err(|more| mistakes.extend(more));
+        let (Ok(supply), true) = (supply, mistakes.is_empty()) else {
             return Err(mistakes);
-        }
+        };
         Ok(Self {
             address,
             token: args.token,
@@ -253,6 +278,9 @@ impl TryFrom<Args> for Config {
             queue_max: args.queue_max,
             first_byte_timeout: Duration::from_millis(args.first_byte_timeout_ms),
             answer_timeout: Duration::from_millis(args.answer_timeout_ms),
+            load_timeout: Duration::from_millis(args.load_timeout_ms),
+            stall_timeout: Duration::from_millis(args.stall_timeout_ms),
+            supply,
             grace: Duration::from_secs(args.grace_s),
         })
     }
@@ -314,107 +342,4 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-    use std::io::Write;
-
-    use daemon::config::{Loaded, load};
-
-    use super::*;
-
-    fn configure(args: &[&str]) -> Result<Config, Vec<String>> {
-        match load::<Args>("queen-rbee", args.iter().map(OsString::from)).unwrap() {
-            Loaded::Run(args) => args.try_into(),
-            Loaded::Print(text) => panic!("asked to print {text}"),
-        }
-    }
-
-    #[test]
-    fn the_defaults_of_the_flags_are_those_of_the_type() {
-        let (written, default) = (configure(&[]).unwrap(), Config::default());
-        assert_eq!(format!("{written:?}"), format!("{default:?}"));
-    }
-
-    #[test]
-    fn all_mistakes_are_told_at_once() {
-        let mistakes = configure(&[
-            "--host",
-            "0.0.0.0",
-            "--heartbeat-ttl-ms",
-            "1000",
-            "--queue-timeout-ms",
-            "0",
-        ])
-        .unwrap_err();
-        for word in ["--token", "--api-key", "--heartbeat-ttl-ms", "--queue-timeout-ms"] {
-            assert!(
-                mistakes.iter().any(|mistake| mistake.contains(word)),
-                "{word}: {mistakes:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_open_address_needs_both_secrets_or_the_operators_word() {
-        let token = ["--host", "0.0.0.0", "--token", "token-token"];
-        assert_eq!(configure(&token).unwrap_err().len(), 1);
-        assert!(configure(&[&token[..], &["--api-key", "key-key-key"]].concat()).is_ok());
-        assert!(configure(&["--host", "0.0.0.0", "--insecure"]).is_ok());
-    }
-
-    #[test]
-    fn the_hives_are_named_once_each_and_without_a_slash_at_the_end() {
-        let config = configure(&["--hive", "http://a:7835/,https://b/rbee/", "--hive", "http://a:7835"]).unwrap();
-        assert_eq!(config.hives, ["http://a:7835", "https://b/rbee"]);
-        let mistakes = configure(&[
-            "--hive",
-            "a:7835",
-            "--hive",
-            "http://",
-            "--hive",
-            "http://user:secret-word@a:7835",
-            "--hive",
-            "http://a:7835/?x=1",
-            "--advertise-url",
-            "ftp://queen",
-        ])
-        .unwrap_err();
-        assert_eq!(mistakes.len(), 5, "{mistakes:?}");
-        assert!(
-            mistakes.iter().all(|mistake| mistake.contains("http://HOST:PORT")),
-            "{mistakes:?}"
-        );
-        assert!(mistakes[4].starts_with("--advertise-url"), "{mistakes:?}");
-        assert!(
-            !mistakes.concat().contains("secret-word"),
-            "a password is never shown: {mistakes:?}"
-        );
-    }
-
-    #[test]
-    fn the_users_ssh_configuration_is_read_if_no_other_file_is_named() {
-        let path = |args: &[&str]| configure(args).unwrap().hives_from_ssh;
-        assert_eq!(path(&[]), None);
-        assert_eq!(
-            path(&["--hives-from-ssh", "/etc/hosts.ssh"]),
-            Some("/etc/hosts.ssh".into())
-        );
-        let users = std::env::home_dir().map(|home| home.join(".ssh/config"));
-        assert_eq!(path(&["--hives-from-ssh", "--mdns"]), users);
-    }
-
-    #[test]
-    fn keys_are_read_from_a_file_and_a_bad_line_is_named() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(b"# team\nfirst-key-1\n\n  second-key-2\n").unwrap();
-        let path = file.path().to_str().unwrap().to_owned();
-        let path = path.as_str();
-        let config = configure(&["--api-key-file", path, "--api-key", "third-key-3,fourth-key-4"]).unwrap();
-        let keys: Vec<_> = config.api_keys.iter().map(Secret::expose).collect();
-        assert_eq!(keys, ["third-key-3", "fourth-key-4", "first-key-1", "second-key-2"]);
-        file.write_all(b"short\n").unwrap();
-        let mistakes = configure(&["--api-key-file", path]).unwrap_err();
-        assert!(mistakes[0].contains("line 5"), "{mistakes:?}");
-        assert!(!mistakes[0].contains("short"), "a key is never shown: {mistakes:?}");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! The queen: the front door of a fleet. She knows who is there, and passes each request on to a worker that can answer it.
 //!
-//! Owns: the registries of workers and hives, what is shown of them, whether they can be reached, and the gateway to the
-//! workers' OpenAI endpoints.
+//! Owns: the registries of workers and hives, what is shown of them, whether they can be reached, and which models they can be
+//! brought to serve.
 //! Must not know: how a model is run, a device read or a process started; she never asks a worker anything in the steady
 //! state, she is told.
 
@@ -9,13 +9,13 @@ mod changes;
 mod config;
 mod discovery;
 pub mod fleet;
-mod gateway;
 mod http;
 mod metrics;
 mod models;
 mod reach;
 mod registry;
 mod subscriptions;
+pub mod supply;
 mod tasks;
 mod telemetry;
 
@@ -24,20 +24,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::http::HeaderValue;
 use daemon::{ServeOptions, Shutdown};
 use heartbeat_registry::{MemberView, Pace, RegistryOptions};
+use router::{Router, RouterOptions};
 use shared_contract::QueenId;
 use tokio::net::TcpListener;
 use worker_contract::WorkerHeartbeat;
 
-pub use config::{Args, Config};
+pub use config::{Alias, Args, Config, SupplyConfig};
 pub use discovery::SshError;
 
 use crate::changes::Changes;
 use crate::fleet::{FleetView, HiveView, QueenView, WorkerView};
-use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::registry::{HiveRegistry, WorkerRegistry};
+use crate::supply::{Service, StateError};
 use crate::telemetry::TelemetryRegistry;
 
 /// The queen as a process sees her.
@@ -73,6 +75,9 @@ pub enum RunError {
     /// The listener has no address.
     #[error("read the listener's address: {0}")]
     Listener(std::io::Error),
+    /// What was stated cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The SSH configuration names no hives.
     #[error(transparent)]
     Ssh(#[from] SshError),
@@ -87,9 +92,10 @@ struct State {
     config: Config,
     workers: Arc<WorkerRegistry>,
     hives: Arc<HiveRegistry>,
-    telemetry: TelemetryRegistry,
+    telemetry: Arc<TelemetryRegistry>,
     changes: Changes,
-    gateway: Gateway,
+    supply: Service,
+    router: Router,
     /// For calls to hives.
     client: reqwest::Client,
     metrics: Arc<Metrics>,
@@ -105,21 +111,36 @@ impl State {
         };
         let workers = Arc::new(WorkerRegistry::new(options));
         let hives = Arc::new(HiveRegistry::new(options));
-        let metrics = Arc::new(Metrics::new());
-        let gateway = Gateway::new(&config, Arc::clone(&workers), Arc::clone(&hives), Arc::clone(&metrics))?;
+        let mut metrics = Metrics::new();
+        let telemetry = Arc::new(TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)));
+        let client = daemon::client::new()?;
+        let supply = Service::new(
+            &config,
+            Arc::clone(&workers),
+            Arc::clone(&hives),
+            Arc::clone(&telemetry),
+            client.clone(),
+        )?;
+        let router = Router::new(
+            router_options(&config)?,
+            workers.shared(),
+            Arc::new(supply.clone()),
+            metrics.registry_mut(),
+        );
         let id = new_id();
         Ok(Self {
-            telemetry: TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)),
+            telemetry,
             changes: Changes::new(id.clone()),
-            client: daemon::client::new()?,
+            client,
+            supply,
             id,
             started: Instant::now(),
             started_unix_s: chrono::Utc::now().timestamp(),
             config,
             workers,
             hives,
-            gateway,
-            metrics,
+            router,
+            metrics: Arc::new(metrics),
             shutdown,
         })
     }
@@ -133,7 +154,7 @@ impl State {
                 .hives
                 .list_all(now)
                 .iter()
-                .map(|hive| HiveView::new(hive, now))
+                .map(|hive| HiveView::new(hive, self.supply.is_drained(hive.id()), now))
                 .collect(),
             workers: workers.iter().map(|worker| self.worker(worker, now)).collect(),
             gone: fleet::gone(&self.workers, &self.hives, now),
@@ -183,6 +204,26 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     let _askers = discovery::start(&state, bound)?;
     daemon::serve::serve(listener, http::router(&state), &shutdown, options).await;
     Ok(())
+}
+
+fn router_options(config: &Config) -> Result<RouterOptions, ::http::header::InvalidHeaderValue> {
+    let authorization = match &config.token {
+        None => None,
+        Some(token) => {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))?;
+            value.set_sensitive(true);
+            Some(value)
+        }
+    };
+    Ok(RouterOptions {
+        authorization,
+        queue_max: config.queue_max,
+        queue_timeout: config.queue_timeout,
+        load_timeout: config.load_timeout,
+        first_byte_timeout: config.first_byte_timeout,
+        answer_timeout: config.answer_timeout,
+        stall_timeout: config.stall_timeout,
+    })
 }
 
 fn new_id() -> QueenId {

@@ -1,17 +1,14 @@
-//! The models that the fleet serves, as clients see them.
-
-use std::time::Instant;
+//! The models that the fleet serves or could, as clients see them.
 
 use openai_api::Model;
 use serde::Serialize;
-use shared_contract::ModelId;
-use worker_contract::WorkerStatus;
+use shared_contract::{HiveId, ModelId};
 
-use crate::registry::{WorkerRegistry, candidate};
+use crate::supply::{ModelState, Service, ShownModel};
 
-/// One model of `GET /v1/models`: OpenAI's fields, and the state of its workers.
+/// One model of `GET /v1/models`: OpenAI's fields, and what a request for it would find.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct ServedModel {
+pub(crate) struct ListedModel {
     #[serde(flatten)]
     model: Model,
     state: ModelState,
@@ -19,82 +16,45 @@ pub(crate) struct ServedModel {
     workers: usize,
     /// Those of them that would take a request now.
     ready_workers: usize,
-    /// Longest prompt plus answer in tokens of the worker with the longest; 0 is unknown.
+    /// Longest prompt plus answer in tokens of the worker with the longest, or what the model was made for; 0 is unknown.
     context_length: u32,
+    /// Size of its files; `null` where nobody knows yet.
+    size_bytes: Option<u64>,
+    /// Hives that serve it or have its file.
+    hives: Vec<HiveId>,
+    /// The model that this name stands for, where it is an alias.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias_of: Option<ModelId>,
 }
 
-/// What a request for a model would find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum ModelState {
-    /// A free worker.
-    Ready,
-    /// Workers that are all taken.
-    Busy,
-    /// Workers that are starting.
-    Loading,
+/// All models that are served or could be, sorted, and after them their aliases.
+pub(crate) fn list(supply: &Service, created: i64) -> Vec<ListedModel> {
+    let models = supply.models();
+    let aliases: Vec<ListedModel> = supply
+        .aliases()
+        .filter_map(|(name, id)| {
+            let model = models.iter().find(|model| model.id == *id)?;
+            Some(listed(name, model, created))
+        })
+        .collect();
+    let models = models.iter().map(|model| listed(model.id.as_str(), model, created));
+    models.chain(aliases).collect()
 }
 
-/// The models that online workers serve, or will once they have loaded them; sorted.
-pub(crate) fn served(workers: &WorkerRegistry, created: i64) -> Vec<ServedModel> {
-    let models = workers.models();
-    models
-        .iter()
-        .filter_map(|model| find(workers, model, created))
-        .collect()
+/// One of them, by its name or an alias.
+pub(crate) fn find(supply: &Service, name: &str, created: i64) -> Option<ListedModel> {
+    supply.find_model(name).map(|model| listed(name, &model, created))
 }
 
-/// One of them.
-pub(crate) fn find(workers: &WorkerRegistry, model: &ModelId, created: i64) -> Option<ServedModel> {
-    let now = Instant::now();
-    let mut served = ServedModel {
-        model: Model::new(model.as_str(), created),
-        state: ModelState::Loading,
-        workers: 0,
-        ready_workers: 0,
-        context_length: 0,
-    };
-    for worker in workers.find_workers_by_model(model).iter() {
-        let view = worker.view(now);
-        let info = &view.item().worker;
-        if !worker.is_online(now) {
-            continue;
-        }
-        match info.status {
-            WorkerStatus::Ready | WorkerStatus::Busy => {
-                let candidate = candidate(&view.report, view.liveness, view.outstanding);
-                served.ready_workers += usize::from(candidate.load() < candidate.slots);
-                served.state = ModelState::Busy;
-            }
-            WorkerStatus::Starting => {}
-            WorkerStatus::Draining | WorkerStatus::Stopped | WorkerStatus::Failed => continue,
-        }
-        served.workers += 1;
-        served.context_length = served.context_length.max(info.context_length);
-    }
-    if served.ready_workers > 0 {
-        served.state = ModelState::Ready;
-    }
-    (served.workers > 0).then_some(served)
-}
-
-/// What a client is told that asks for a model that there is not.
-pub(crate) fn not_found(workers: &WorkerRegistry, model: &str) -> String {
-    let mut names: Vec<String> = served(workers, 0).into_iter().map(|served| served.model.id).collect();
-    let count = names.len();
-    names.truncate(MAX_NAMES);
-    match count {
-        0 => format!(
-            "model `{model}` does not exist: no worker serves any model yet; start one with `rbee up` or `rbee spawn MODEL`"
-        ),
-        count if count > MAX_NAMES => format!(
-            "model `{model}` does not exist; there are {} and {} more",
-            names.join(", "),
-            count - MAX_NAMES
-        ),
-        _ => format!("model `{model}` does not exist; there are: {}", names.join(", ")),
+fn listed(name: &str, shown: &ShownModel, created: i64) -> ListedModel {
+    ListedModel {
+        model: Model::new(name, created),
+        state: shown.state,
+        workers: shown.workers,
+        ready_workers: shown.ready_workers,
+        context_length: shown.context_length,
+        size_bytes: shown.size_bytes,
+        hives: shown.hives.clone(),
+        alias_of: (name != shown.id.as_str()).then(|| shown.id.clone()),
     }
 }
-
-/// Names in one error message.
-const MAX_NAMES: usize = 20;

@@ -1,23 +1,17 @@
-//! The fleet in memory: what workers and hives said last, and the choice of a worker by it.
+//! The fleet in memory: what workers and hives said last.
 
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
-use heartbeat_registry::{
-    Error, Lease, Liveness, Member, Members, Outcome, Receipt, Recorded, Registry, RegistryOptions, Report,
-};
+use heartbeat_registry::{Error, Liveness, Members, Outcome, Receipt, Recorded, Registry, RegistryOptions};
 use hive_contract::{HiveHeartbeat, ModelHolder, ModelHolders, ProcessState, ProcessStats, WorkerExit};
-use scheduler::{Candidate, Refusal, Standing, Suspects};
-use shared_contract::{HeartbeatItem, HiveId, ModelId, WorkerId};
+use shared_contract::{HiveId, ModelId, WorkerId};
 use worker_contract::WorkerHeartbeat;
-
-/// A worker as a member of the fleet.
-pub(crate) type Worker = Arc<Member<WorkerHeartbeat>>;
 
 /// The workers.
 #[derive(Debug)]
-pub(crate) struct WorkerRegistry(Registry<WorkerHeartbeat>);
+pub(crate) struct WorkerRegistry(Arc<Registry<WorkerHeartbeat>>);
 
 impl Deref for WorkerRegistry {
     type Target = Registry<WorkerHeartbeat>;
@@ -29,32 +23,17 @@ impl Deref for WorkerRegistry {
 
 impl WorkerRegistry {
     pub(crate) fn new(options: RegistryOptions) -> Self {
-        Self(Registry::new(options))
+        Self(Arc::new(Registry::new(options)))
+    }
+
+    /// The registry itself.
+    pub(crate) fn shared(&self) -> Arc<Registry<WorkerHeartbeat>> {
+        Arc::clone(&self.0)
     }
 
     /// The workers of a model, whatever their state.
     pub(crate) fn find_workers_by_model(&self, model: &ModelId) -> Members<WorkerHeartbeat> {
         self.0.find_by_model(model)
-    }
-
-    /// The worker that can best take a request for this model, claimed. `tried` tells who was tried for the request.
-    ///
-    /// Two callers at once may take the last slot together: whoever needs it exact calls under a lock.
-    pub(crate) fn find_best_worker_for_model(
-        &self,
-        model: &ModelId,
-        tried: impl Fn(&Worker, &Report<WorkerHeartbeat>) -> bool,
-        suspects: Suspects,
-        seed: u64,
-    ) -> Result<Lease<WorkerHeartbeat>, Refusal> {
-        let workers = self.find_workers_by_model(model);
-        let place = choose(&workers, tried, suspects, seed)?;
-        workers.get(place).map(Member::claim).ok_or(Refusal::Unknown)
-    }
-
-    /// Why no worker can take a request for this model now; `None` if one can.
-    pub(crate) fn refusal(&self, model: &ModelId) -> Option<Refusal> {
-        choose(&self.find_workers_by_model(model), |_, _| false, Suspects::Avoid, 0).err()
     }
 
     /// A hive says that a worker's process ended. `processes` are those that the hive sees now.
@@ -99,56 +78,6 @@ fn is_of_beating_process(exit: &WorkerExit, beating: Option<u32>, process: Optio
 
 fn is_running(process: &ProcessStats) -> bool {
     matches!(process.state, ProcessState::Starting | ProcessState::Running)
-}
-
-fn choose(
-    workers: &Members<WorkerHeartbeat>,
-    tried: impl Fn(&Worker, &Report<WorkerHeartbeat>) -> bool,
-    suspects: Suspects,
-    seed: u64,
-) -> Result<usize, Refusal> {
-    let now = Instant::now();
-    let look = |place| match workers.get(place) {
-        Some(worker) => {
-            let report = worker.report();
-            Candidate {
-                tried: tried(worker, &report),
-                ..candidate(&report, worker.liveness(now), worker.outstanding())
-            }
-        }
-        None => NOBODY,
-    };
-    scheduler::choose(workers.len(), look, suspects, seed)
-}
-
-/// Takes no request: a place beyond the list's end, which nobody draws.
-const NOBODY: Candidate = Candidate {
-    standing: Standing::Lost,
-    slots: 0,
-    reported: 0,
-    leases_at_report: 0,
-    leases: 0,
-    tried: true,
-};
-
-/// A worker as the scheduler sees it.
-pub(crate) fn candidate(report: &Report<WorkerHeartbeat>, liveness: Liveness, leases: u32) -> Candidate {
-    let WorkerHeartbeat { worker, load, .. } = &report.item;
-    let standing = match liveness {
-        Liveness::Lost => Standing::Lost,
-        _ if !report.item.is_available() => Standing::NotReady,
-        Liveness::Suspect => Standing::Suspect,
-        Liveness::Unreachable => Standing::Unreachable,
-        Liveness::Online => Standing::Ready,
-    };
-    Candidate {
-        standing,
-        slots: worker.slots,
-        reported: load.running.saturating_add(load.waiting),
-        leases_at_report: report.outstanding,
-        leases,
-        tried: false,
-    }
 }
 
 /// The hives.

@@ -15,7 +15,7 @@ use worker_contract::WorkerHeartbeat;
 use crate::config::Config;
 use crate::fleet::{self, Audience};
 use crate::reach::CallBack;
-use crate::{State, changes, subscriptions};
+use crate::{State, changes, subscriptions, supply};
 
 /// The longest pause between two sweeps, and so the most by which a loss is announced late.
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
         let state = Arc::clone(state);
         move |seen| match seen {
             Some(event) => offer(&state, event),
-            None => state.gateway.offer_all(),
+            None => state.router.offer_all(),
         }
     });
     let hives = watch(state.hives.subscribe(), |_| {});
@@ -43,6 +43,7 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
         AbortOnDropHandle::new(tokio::spawn(call_hives.run())),
         AbortOnDropHandle::new(tokio::spawn(changes::follow(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(subscriptions::keep(Arc::clone(state)))),
+        AbortOnDropHandle::new(tokio::spawn(supply::run(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(state)))),
     ]
 }
@@ -79,7 +80,7 @@ async fn watch<T: HeartbeatItem>(
 /// A worker that takes work may have become free by another thing than its beat: whatever it was, the line looks again.
 fn offer(state: &State, event: &RegistryEvent<WorkerHeartbeat>) {
     let is_there = !matches!(event.kind, EventKind::Left { .. }) && event.report.item.is_available();
-    if is_there && let Some(line) = state.gateway.line(&event.report.item.worker.model_id) {
+    if is_there && let Some(line) = state.router.line(&event.report.item.worker.model_id) {
         line.offer();
     }
 }
@@ -132,6 +133,6 @@ async fn sweep(state: Arc<State>) {
             _ => {}
         }
         was_degraded = queen.degraded_view;
-        state.gateway.prune();
+        state.router.prune();
     }
 }

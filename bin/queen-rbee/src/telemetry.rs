@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use heartbeat_registry::{MemberView, Report};
 use hive_contract::{DeviceLoad, HiveHeartbeat, MonitorData, ProcessStats, TelemetryEvent};
+use router::candidate;
 use scheduler::Standing;
 use shared_contract::{HiveId, ModelId, WorkerId};
 use worker_contract::WorkerHeartbeat;
 
-use crate::registry::{HiveRegistry, WorkerRegistry, candidate};
+use crate::registry::{HiveRegistry, WorkerRegistry};
 
 /// How long telemetry tells of the present.
 pub(crate) const FRESH: Duration = Duration::from_secs(5);
@@ -124,6 +125,13 @@ impl TelemetryRegistry {
     pub(crate) fn process_of(&self, worker: &WorkerHeartbeat, now: Instant) -> Option<ProcessStats> {
         let host = self.host(worker.worker.hive_id.as_ref()?, now)?;
         host.process(&worker.worker.id).cloned()
+    }
+
+    /// What a hive told after this moment and not too long ago.
+    pub(crate) fn told_since(&self, hive: &HiveId, after: Instant, now: Instant) -> Option<Arc<Told>> {
+        let newest = self.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let told = newest.get(hive).cloned();
+        told.filter(|told| told.at >= after && now.saturating_duration_since(told.at) <= FRESH)
     }
 
     /// Every worker that beats or whose hive sees its process, in the order of their ids.

@@ -39,13 +39,12 @@ pub(crate) fn note_own_view(state: &State) {
 
 /// Data of the `queen` event.
 pub(crate) fn queen_beat(state: &State, now: Instant) -> QueenBeat {
-    let count = |gauge: i64| u64::try_from(gauge).unwrap_or(0);
     QueenBeat {
         queen: state.queen(now),
         workers: Counts::of(&state.workers, now),
         hives: Counts::of(&state.hives, now),
-        inflight_requests: count(state.metrics.inflight.get()),
-        waiting_requests: count(state.metrics.waiting.get()),
+        inflight_requests: state.router.inflight() as u64,
+        waiting_requests: state.router.waiting_in_all() as u64,
     }
 }
 
@@ -110,7 +109,7 @@ impl Feed {
         let view = event.member.view_of(Arc::clone(&event.report), now);
         self.state.changes.push(
             HiveHeartbeat::KIND,
-            &hive_event(Happening::new(event.kind, &view, now), &view, now),
+            &hive_event(&self.state, Happening::new(event.kind, &view, now), &view, now),
         );
     }
 
@@ -131,7 +130,7 @@ impl Feed {
             frames.push(frame(
                 HiveHeartbeat::KIND,
                 None,
-                &hive_event(Happening::beat(), &view, now),
+                &hive_event(&self.state, Happening::beat(), &view, now),
             ));
         }
         for told in self.state.telemetry.told_between(told_after, now) {
@@ -181,13 +180,13 @@ fn worker_event(state: &State, happening: Happening, view: &MemberView<WorkerHea
     }
 }
 
-fn hive_event(happening: Happening, view: &MemberView<HiveHeartbeat>, now: Instant) -> HiveEvent {
+fn hive_event(state: &State, happening: Happening, view: &MemberView<HiveHeartbeat>, now: Instant) -> HiveEvent {
     HiveEvent {
         change: happening.change,
         timestamp: Utc::now(),
         from: happening.from,
         to: happening.to,
         reason: happening.reason,
-        hive: HiveView::new(view, now),
+        hive: HiveView::new(view, state.supply.is_drained(view.id()), now),
     }
 }

@@ -17,7 +17,7 @@ pub use heartbeat_registry::{LeaveReason, Liveness};
 pub use workers::{ListedWorker, WorkerList};
 
 pub(crate) use happening::Happening;
-pub(crate) use reason::{Audience, liveness_reason, worker_reason};
+pub(crate) use reason::{Audience, hive_reason, liveness_reason, worker_reason};
 pub(crate) use view::{gone, millis};
 
 /// Answer to `GET /v1/fleet`.
@@ -191,6 +191,9 @@ pub struct HiveView {
     pub capabilities: Option<Capabilities>,
     /// Its worker processes.
     pub workers: Vec<ProcessStats>,
+    /// Whether an operator drains it: it gets no new workers.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 /// How many members of one kind there are.

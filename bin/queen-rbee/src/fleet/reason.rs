@@ -4,10 +4,9 @@ use std::time::Instant;
 
 use heartbeat_registry::{Liveness, MemberView, Preservation, Reach};
 use hive_contract::HiveHeartbeat;
+use router::candidate;
 use shared_contract::{HealthStatus, HeartbeatItem, OperationalStatus};
 use worker_contract::{WorkerHeartbeat, WorkerStatus};
-
-use crate::registry::candidate;
 
 /// Who reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +52,8 @@ pub(crate) fn worker_reason(view: &MemberView<WorkerHeartbeat>, now: Instant, au
 }
 
 /// Why a hive would not take an order now; `None` if it would.
-pub(super) fn hive_reason(view: &MemberView<HiveHeartbeat>, now: Instant) -> Option<String> {
-    if let Some(reason) = liveness_reason(view, now, Audience::Operators) {
+pub(crate) fn hive_reason(view: &MemberView<HiveHeartbeat>, now: Instant, audience: Audience) -> Option<String> {
+    if let Some(reason) = liveness_reason(view, now, audience) {
         return Some(reason);
     }
     let hive = &view.item().hive;

@@ -79,10 +79,11 @@ impl WorkerView {
 }
 
 impl HiveView {
-    pub(crate) fn new(view: &MemberView<HiveHeartbeat>, now: Instant) -> Self {
+    /// `drained` is what an operator stated.
+    pub(crate) fn new(view: &MemberView<HiveHeartbeat>, drained: bool, now: Instant) -> Self {
         let beat = view.item();
         let hive = &beat.hive;
-        let why_not = hive_reason(view, now);
+        let why_not = hive_reason(view, now, Audience::Operators);
         Self {
             id: hive.id.clone(),
             base_url: view.address().base_url().to_owned(),
@@ -106,6 +107,7 @@ impl HiveView {
             monitor: beat.monitor.clone(),
             capabilities: beat.capabilities.clone(),
             workers: beat.workers.clone(),
+            drained,
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn worker(
         // A worker that takes work may have become free: those that wait for one look again.
         let line = beat
             .is_available()
-            .then(|| state.gateway.line(&beat.worker.model_id))
+            .then(|| state.router.line(&beat.worker.model_id))
             .flatten();
         let recorded = state.workers.record(beat, receipt);
         let recorded = recorded.map_err(|error| no_host(&error, "worker.host"))?;

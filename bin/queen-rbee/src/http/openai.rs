@@ -2,62 +2,75 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Path, Request, State as Shared};
 use axum::response::Response;
-use daemon::extract::json_body;
-use daemon::{ApiError, Json};
+use axum::routing::{MethodRouter, post};
+use daemon::extract::json_request;
+use daemon::{ApiError, Guard, Json};
 use openai_api::Object;
+use router::{Endpoint, Refusal};
 use serde::Serialize;
-use shared_contract::{ErrorKind, ModelId};
 
+use super::MAX_REQUEST_BYTES;
 use crate::State;
-use crate::gateway::Endpoint;
-use crate::models::{self, ServedModel};
+use crate::models::{self, ListedModel};
 
 /// Answer to `GET /v1/models`.
 #[derive(Serialize)]
 pub(super) struct ModelList {
     object: Object,
-    data: Vec<ServedModel>,
+    data: Vec<ListedModel>,
 }
 
-pub(super) async fn chat_completions(
-    Shared(state): Shared<Arc<State>>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    relay(&state, Endpoint::ChatCompletions, request).await
-}
-
-pub(super) async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
-    relay(&state, Endpoint::Completions, request).await
-}
-
-pub(super) async fn embeddings(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
-    relay(&state, Endpoint::Embeddings, request).await
+/// A route whose requests go to a worker. Guard and limit are its handler's, not layers: each layer boxes the request's
+/// future once more, and these routes are what the queen spends her time on.
+pub(super) fn relayed(state: &Arc<State>, guard: &Guard, endpoint: Endpoint) -> MethodRouter<Arc<State>> {
+    let (state, guard) = (Arc::clone(state), guard.clone());
+    post(move |request: Request| {
+        let (state, guard) = (Arc::clone(&state), guard.clone());
+        async move {
+            guard.check_bearer(request.headers())?;
+            relay(&state, endpoint, request).await
+        }
+    })
 }
 
 pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Json<ModelList> {
     Json(ModelList {
         object: Object::List,
-        data: models::served(&state.workers, state.started_unix_s),
+        data: models::list(&state.supply, state.started_unix_s),
     })
 }
 
 pub(super) async fn model(
     Shared(state): Shared<Arc<State>>,
     Path(name): Path<String>,
-) -> Result<Json<ServedModel>, ApiError> {
-    ModelId::new(name.as_str())
-        .ok()
-        .and_then(|model| models::find(&state.workers, &model, state.started_unix_s))
+) -> Result<Json<ListedModel>, ApiError> {
+    models::find(&state.supply, &name, state.started_unix_s)
         .map(Json)
-        .ok_or_else(|| {
-            ApiError::new(ErrorKind::ModelNotFound, models::not_found(&state.workers, &name)).with_param("model")
-        })
+        .ok_or_else(|| refused(state.supply.unknown(&name)))
 }
 
 async fn relay(state: &State, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
-    let headers = request.headers().clone();
-    let body = json_body(request, &()).await?;
-    state.gateway.answer(endpoint, headers, body).await
+    let (headers, body) = json_request(request, MAX_REQUEST_BYTES).await?;
+    match state.router.answer(endpoint, headers, body).await {
+        Ok(response) => Ok(response.map(Body::new)),
+        Err(refusal) => Err(refused(refusal)),
+    }
+}
+
+/// The router's refusal as the queen answers it.
+pub(super) fn refused(refusal: Refusal) -> ApiError {
+    let mut error = ApiError::new(refusal.kind, refusal.message);
+    if let Some(param) = refusal.param {
+        error = error.with_param(param);
+    }
+    if let Some(code) = refusal.code {
+        error = error.with_code(code);
+    }
+    match refusal.retry_after_s {
+        Some(seconds) => error.retry_after(seconds),
+        None => error,
+    }
 }

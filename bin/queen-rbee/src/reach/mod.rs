@@ -6,6 +6,7 @@
 
 mod agenda;
 
+use std::error::Error;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,6 @@ use shared_contract::HeartbeatItem;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use self::agenda::{Agenda, Call};
-use crate::gateway::root_cause;
 use crate::metrics::Metrics;
 
 /// How long an answer may take, connection included.
@@ -163,6 +163,15 @@ async fn make<Id>(client: Client<HttpConnector, Empty<Bytes>>, call: Call<Id>, a
         },
     };
     Called { call, about, result }
+}
+
+/// The innermost cause: it says what happened, the outer ones only during what.
+pub(crate) fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
 //! Reads server-sent events out of a body, within a limit.
 //!
-//! Only their data: a hive's stream has no ids and no names. Lines end with LF or CR LF.
+//! Only their data: what a hive's streams have besides is in the data, too. Lines end with LF or CR LF.
 
 use bytes::{Buf, Bytes};
 
 /// Longest line, and longest data of one event.
-pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
+pub(crate) const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// The event is longer than anything that a hive tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
 /// The part of a stream that is no complete event yet.
 #[derive(Debug, Default)]
-pub(super) struct EventReader {
+pub(crate) struct EventReader {
     chunk: Bytes,
     line: Vec<u8>,
     data: Vec<u8>,
@@ -22,13 +22,13 @@ pub(super) struct EventReader {
 
 impl EventReader {
     /// Takes the next bytes, once [`next`](Self::next) has nothing left of those before.
-    pub(super) fn feed(&mut self, chunk: Bytes) {
+    pub(crate) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "fed before it was hungry");
         self.chunk = chunk;
     }
 
     /// The data of the next event; `None` if it needs more bytes.
-    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         while let Some(end) = self.chunk.iter().position(|byte| *byte == b'\n') {
             let rest = self.chunk.split_to(end);
             self.chunk.advance(1);

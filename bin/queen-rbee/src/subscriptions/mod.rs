@@ -3,7 +3,7 @@
 //! One task for each hive holds its stream and decides by a [`Machine`]; it can hold no second one. A stream that breaks is
 //! fast evidence against the hive, and what comes over one is a fresh answer from it.
 
-mod events;
+pub(crate) mod events;
 mod machine;
 mod stream;
 

@@ -12,8 +12,8 @@ use shared_contract::HiveId;
 use super::events::{EventReader, MAX_EVENT_BYTES};
 use super::machine::Target;
 use crate::State;
-use crate::gateway::root_cause;
 use crate::metrics::Counted;
+use crate::reach::root_cause;
 use crate::telemetry;
 
 /// A hive that tells nothing for this long tells nothing: it should tell every second.

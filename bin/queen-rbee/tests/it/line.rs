@@ -155,6 +155,7 @@ async fn a_full_line_refuses_with_429_and_a_left_place_is_free_again() {
 async fn who_waits_too_long_is_told_why() {
     let config = Config {
         queue_timeout: Duration::from_millis(50),
+        load_timeout: Duration::from_millis(50),
         ..Config::default()
     };
     let (queen, mut worker) = queen_and_worker(config).await;

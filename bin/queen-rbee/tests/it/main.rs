@@ -2,6 +2,8 @@
 //! servers that answer what the test tells them; nothing of a real worker is in them.
 
 mod auth;
+mod dialects;
+mod fake_hive;
 mod fleet;
 mod heartbeats;
 mod line;
@@ -9,5 +11,6 @@ mod members;
 mod reach;
 mod relay;
 mod stream;
+mod supply;
 mod support;
 mod telemetry;
