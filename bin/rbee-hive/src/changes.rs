@@ -11,7 +11,7 @@ const KEPT: usize = 1024;
 /// One change.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Change {
-    ModelAdded(ModelEntry),
+    ModelAdded(Box<ModelEntry>),
     ModelRemoved(ModelId),
     WorkerAdded(WorkerId),
     WorkerRemoved(WorkerExit),
@@ -57,7 +57,7 @@ impl ChangeLog {
         let mut changes = CapabilityChanges::default();
         for change in models.into_values().chain(workers.into_values()) {
             match change.clone() {
-                Change::ModelAdded(entry) => changes.models_added.push(entry),
+                Change::ModelAdded(entry) => changes.models_added.push(*entry),
                 Change::ModelRemoved(id) => changes.models_removed.push(id),
                 Change::WorkerAdded(id) => changes.workers_added.push(id),
                 Change::WorkerRemoved(exit) => changes.workers_removed.push(exit),

@@ -273,7 +273,7 @@ impl Core {
         let added = new.iter().filter(|entry| !old.contains(entry));
         let removed = old.iter().filter(|entry| !new.iter().any(|other| other.id == entry.id));
         let changes: Vec<Change> = added
-            .map(|entry| Change::ModelAdded(entry.clone()))
+            .map(|entry| Change::ModelAdded(Box::new(entry.clone())))
             .chain(removed.map(|entry| Change::ModelRemoved(entry.id.clone())))
             .collect();
         if changes.is_empty() {

@@ -106,7 +106,7 @@ fn refused(peer: Peer, status: u16, object: &ErrorObject, retry_after_s: Option<
         (_, 401, Peer::OpenAi) => text.push_str("; pass the key with --api-key or RBEE_API_KEY"),
         (_, 401, _) => text.push_str("; pass the token with --token or RBEE_TOKEN"),
         (Some("model_not_found"), _, Peer::OpenAi) => {
-            text.push_str("; `rbee spawn MODEL` starts a worker for another model");
+            text.push_str("; `rbee models` lists those that can be had");
         }
         _ => {}
     }
@@ -146,7 +146,19 @@ impl Api {
 
     /// `GET`, answered with JSON.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let response = self.send(self.request(Method::GET, path).timeout(CALL_TIMEOUT)).await?;
+        self.call(Method::GET, path).await
+    }
+
+    /// `GET` with parameters, answered with JSON.
+    pub(crate) async fn query<T: DeserializeOwned>(&self, path: &str, parameters: &impl Serialize) -> Result<T, Error> {
+        let request = self.request(Method::GET, path).timeout(CALL_TIMEOUT).query(parameters);
+        let response = self.send(request).await?;
+        self.json(response).await
+    }
+
+    /// A request without a body, answered with JSON.
+    pub(crate) async fn call<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Error> {
+        let response = self.send(self.request(method, path).timeout(CALL_TIMEOUT)).await?;
         self.json(response).await
     }
 
@@ -235,6 +247,16 @@ impl Api {
         serde_json::from_slice(&body)
             .map_err(|error| self.garbled(format!("{error} in {}; is that an rbee daemon?", excerpt(&body))))
     }
+}
+
+/// A text as one segment of a path.
+pub(crate) fn segment(text: &str) -> String {
+    let encoded = text.bytes().map(|byte| match byte {
+        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    });
+    encoded.collect()
 }
 
 /// The innermost reason of an error, which is the one that people can act on.
@@ -339,6 +361,12 @@ pub(crate) mod tests {
         assert!(error.contains("--api-key"), "{error}");
         let error = api(Peer::Queen, &url).get::<()>("/full").await.unwrap_err().to_string();
         assert_eq!(error, "the queue is full; try again in 7 s (429 rate_limit_exceeded)");
+    }
+
+    #[test]
+    fn a_name_is_one_segment_of_a_path_whatever_is_in_it() {
+        assert_eq!(segment("gpu-box_1.lan"), "gpu-box_1.lan");
+        assert_eq!(segment("a/b?c#d%é"), "a%2Fb%3Fc%23d%25%C3%A9");
     }
 
     #[tokio::test]

@@ -1,14 +1,16 @@
 //! The words and flags of the command line. What they do is elsewhere.
 
+mod base_url;
+
 use std::ffi::OsString;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use daemon::Secret;
 use daemon::quantity::Span;
+
+pub(crate) use self::base_url::BaseUrl;
 
 /// Where a queen listens unless told otherwise.
 pub(crate) const QUEEN_PORT: u16 = 7833;
@@ -101,6 +103,14 @@ Examples:
     Stop(StopArgs),
     /// Show what a worker prints
     Logs(LogsArgs),
+    /// Show where a model would run now, and for each device why or why not
+    Why(WhyArgs),
+    /// Show where models went lately, and why
+    Decisions(DecisionsArgs),
+    /// State how many workers of a model must always run
+    Serve(ServeArgs),
+    /// Let a host take nothing new and finish what it has
+    Drain(DrainArgs),
     /// Run the queen: the one address that clients talk to (`rbee queen --help`)
     Queen(DaemonArgs),
     /// Run the hive of this host: it starts and watches workers (`rbee hive --help`)
@@ -301,6 +311,78 @@ pub(crate) struct LogsArgs {
     pub(crate) hive: Option<String>,
 }
 
+/// `rbee why`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee why smollm2-135m-instruct
+  rbee why qwen3-4b --json | jq '.decision.verdicts[] | {host, device, outcome}'")]
+pub(crate) struct WhyArgs {
+    /// Model as a client would name it: a name of `rbee models` or an alias
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+}
+
+/// `rbee decisions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee decisions
+  rbee decisions --limit 100
+  rbee decisions --replay 12     decide once more from what was known then
+
+A replay that comes to another decision than the record has the exit status 1.")]
+pub(crate) struct DecisionsArgs {
+    /// How many of the latest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, conflicts_with = "replay")]
+    pub(crate) limit: u32,
+    /// Number of a decision: decide once more from its record, and compare
+    #[arg(long, value_name = "ID")]
+    pub(crate) replay: Option<u64>,
+}
+
+/// `rbee serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee serve qwen3-4b
+  rbee serve smollm2-135m-instruct --replicas 2 --pin
+  rbee serve qwen3-4b --replicas 0               no longer
+  rbee serve --list
+
+The queen keeps this over restarts. Other models run when somebody asks for them.")]
+pub(crate) struct ServeArgs {
+    /// A name of `rbee models`, or a reference (pip:, hf:, https:, file:)
+    #[arg(value_name = "MODEL", required_unless_present = "list")]
+    pub(crate) model: Option<String>,
+    /// Workers that must run, on different hosts where that is possible; 0: none must any longer
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) replicas: u32,
+    /// Never stop them to make room for others, nor for being idle
+    #[arg(long)]
+    pub(crate) pin: bool,
+    /// Show what must run, and whether it does
+    #[arg(long, conflicts_with_all = ["model", "replicas", "pin"])]
+    pub(crate) list: bool,
+}
+
+/// `rbee drain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rbee drain gpu-box
+  rbee drain gpu-box --undo
+
+Its workers finish their requests and end; what must always run is started elsewhere first.")]
+pub(crate) struct DrainArgs {
+    /// Host, by its hive's id as `rbee ps` shows it
+    #[arg(value_name = "HIVE")]
+    pub(crate) hive: String,
+    /// Let it take workers again
+    #[arg(long)]
+    pub(crate) undo: bool,
+}
+
 /// Arguments of a daemon; read by the daemon itself.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
@@ -308,51 +390,6 @@ pub(crate) struct DaemonArgs {
     /// Settings of the daemon
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<OsString>,
-}
-
-/// Where a daemon listens: `http(s)://HOST[:PORT][/PREFIX]`, without a slash at the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BaseUrl(String);
-
-impl BaseUrl {
-    /// This machine's loopback.
-    pub(crate) fn local(port: u16) -> Self {
-        Self(format!("http://127.0.0.1:{port}"))
-    }
-
-    /// A listener at this address.
-    pub(crate) fn of(address: SocketAddr) -> Self {
-        Self(format!("http://{address}"))
-    }
-
-    /// As it is written.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for BaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for BaseUrl {
-    type Err = String;
-
-    /// Takes the base URL of OpenAI clients (with `/v1` at its end), too.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let url = reqwest::Url::parse(text).map_err(|error| format!("{error}; write it as http://HOST:PORT"))?;
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err("write it as http://HOST:PORT".to_owned());
-        }
-        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
-            return Err("only http://HOST:PORT and a path are taken".to_owned());
-        }
-        let text = url.as_str().trim_end_matches('/');
-        let text = text.strip_suffix("/v1").unwrap_or(text);
-        Ok(Self(text.trim_end_matches('/').to_owned()))
-    }
 }
 
 #[cfg(test)]
@@ -379,29 +416,6 @@ mod tests {
             let cli = parse(&args).unwrap();
             assert!(cli.global.json);
             assert_eq!(cli.global.queen_url.as_str(), "http://q:1");
-        }
-    }
-
-    #[test]
-    fn a_base_url_is_taken_with_or_without_its_tail() {
-        for text in [
-            "http://q:7833",
-            "http://q:7833/",
-            "http://q:7833/v1",
-            "http://q:7833/v1/",
-        ] {
-            assert_eq!(text.parse::<BaseUrl>().unwrap().as_str(), "http://q:7833");
-        }
-        assert_eq!("https://q/rbee/".parse::<BaseUrl>().unwrap().as_str(), "https://q/rbee");
-        for text in [
-            "q:7833",
-            "127.0.0.1:7833",
-            "ftp://q",
-            "http://user:pw@q",
-            "http://q?x=1",
-            "",
-        ] {
-            assert!(text.parse::<BaseUrl>().is_err(), "{text}");
         }
     }
 

@@ -6,6 +6,8 @@
 mod api;
 mod cli;
 mod control;
+mod decisions;
+mod drain;
 mod fleet;
 mod jobs;
 mod logs;
@@ -14,7 +16,9 @@ mod progress;
 mod ps;
 mod render;
 mod run;
+mod serve;
 mod up;
+mod why;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -144,6 +148,10 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Spawn(args) => control::spawn(&global, args, &shutdown).await,
         Command::Stop(args) => control::stop(&global, args, &shutdown).await,
         Command::Logs(args) => logs::logs(&global, args, &shutdown).await,
+        Command::Why(args) => why::why(&global, &args).await,
+        Command::Decisions(args) => decisions::decisions(&global, &args).await,
+        Command::Serve(args) => serve::serve(&global, args).await,
+        Command::Drain(args) => drain::drain(&global, &args).await,
         Command::Queen(_) | Command::Hive(_) | Command::Worker(_) => {
             anyhow::bail!("start a daemon: its word must come first")
         }

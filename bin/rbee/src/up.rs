@@ -99,8 +99,8 @@ async fn bring_up(global: &Global, plan: &Plan, report: &Report) -> anyhow::Resu
         device: plan.device.clone(),
         context_length: None,
         slots: None,
-        // It was asked for by name, so it stays.
-        keep_alive_s: Some(0),
+        // Stopped for being idle, it comes back on demand.
+        keep_alive_s: None,
     };
     let job = jobs::start(&hive, &operation).await?;
     let result = match jobs::follow(&hive, &job, |event| progress.tagged_job(event)).await? {

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use axum::Router;
+use axum::http::{Method, Uri};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use futures_util::StreamExt;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
@@ -51,6 +52,10 @@ async fn without_a_queen_the_exit_status_is_3_and_the_remedy_is_named() {
         &["models"],
         &["pull", "m"],
         &["stop", "w"],
+        &["why", "m"],
+        &["decisions"],
+        &["serve", "m"],
+        &["drain", "h"],
     ] {
         let output = finished(rbee(&[args, &["--queen-url", nobody]].concat())).await;
         assert_eq!(output.status.code(), Some(3), "{args:?}");
@@ -73,11 +78,79 @@ async fn a_command_line_that_is_not_valid_has_the_exit_status_2() {
         &["run", "m", ""],
         &["up", "--model", "nonsense"],
         &["up", "--queen-url", "x"],
+        &["serve"],
+        &["serve", "m", "--list"],
+        &["decisions", "--replay", "1", "--limit", "2"],
     ] {
         let output = finished(rbee(args)).await;
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
         assert!(output.stdout.is_empty(), "{args:?}");
     }
+}
+
+#[tokio::test]
+async fn names_reach_the_queen_as_they_were_given() {
+    // Answers with the request itself.
+    let echo = async |method: Method, uri: Uri, body: String| {
+        Json(json!({"method": method.as_str(), "uri": uri.to_string(), "body": body}))
+    };
+    let url = serve(Router::new().fallback(echo)).await;
+    let pinned = json!({"model": "org/m", "replicas": 2, "pin": true}).to_string();
+    for (args, method, uri, body) in [
+        (&["why", "org/m a"][..], "GET", "/v1/placement?model=org%2Fm+a", ""),
+        (&["decisions", "-n", "3"], "GET", "/v1/decisions?limit=3", ""),
+        (
+            &["serve", "org/m", "--replicas", "2", "--pin"],
+            "POST",
+            "/v1/serve",
+            pinned.as_str(),
+        ),
+        (&["serve", "--list"], "GET", "/v1/serve", ""),
+        (&["drain", "lab/box"], "POST", "/v1/hives/lab%2Fbox/drain", ""),
+        (
+            &["drain", "lab/box", "--undo"],
+            "DELETE",
+            "/v1/hives/lab%2Fbox/drain",
+            "",
+        ),
+    ] {
+        let output = finished(rbee(&[args, &["--json", "--queen-url", &url]].concat())).await;
+        let heard: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(heard, json!({"method": method, "uri": uri, "body": body}), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_differs_from_its_record_has_the_exit_status_1() {
+    // A record by which the model went nowhere, although it fits.
+    let need = json!({
+        "fixed_bytes": 1, "kv_bytes_per_token": 0, "block_tokens": 1, "least_tokens": 1, "wanted_tokens": 1,
+    });
+    let cpu = json!({"id": "cpu", "is_gpu": false, "total_bytes": 9, "free_bytes": 9});
+    let problem = json!({
+        "model": "m", "need": {"cpu": need, "gpu": need}, "may_evict": false,
+        "hosts": [{"id": "box", "has_file": true, "devices": [cpu]}],
+    });
+    let record = json!({
+        "id": 5, "timestamp": "2026-01-02T03:04:05Z", "trigger": {"why": "demand", "waiting": 1}, "problem": problem,
+        "decision": {"choice": null, "verdicts": []}, "outcome": {"state": "nowhere"},
+    });
+    let list = Json(json!({"decisions": [record]}));
+    let url = serve(Router::new().route("/v1/decisions", get(async move || list))).await;
+    let replay = |id: &'static str| finished(rbee(&["decisions", "--replay", id, "--json", "--queen-url", &url]));
+    let output = replay("5").await;
+    assert_eq!(output.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&answer["same"], &answer["replayed"]["choice"]["host"]),
+        (&json!(false), &json!("box"))
+    );
+    let output = replay("6").await;
+    assert!(
+        text(&output.stderr).contains("keeps no decision 6"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[tokio::test]
@@ -90,7 +163,7 @@ async fn an_answer_goes_to_standard_output_and_nothing_else_does() {
 
 #[tokio::test]
 async fn the_prompt_comes_from_a_pipe_if_it_is_left_out() {
-    let echo = async |body: axum::Json<Value>| {
+    let echo = async |body: Json<Value>| {
         let prompt = &body["messages"][0]["content"];
         format!(
             "data: {}\n\ndata: [DONE]\n\n",
