@@ -28,7 +28,16 @@ impl Host {
         let (library, worker) = (driver.library(), pretending_worker(folder.path()));
         let (library, worker) = (library.display().to_string(), worker.display().to_string());
         let url = cluster.url();
-        let args = ["--port", "0", "--queen-url", &url, "--nvml-library", &library, "--worker-command", &worker];
+        let args = [
+            "--port",
+            "0",
+            "--queen-url",
+            &url,
+            "--nvml-library",
+            &library,
+            "--worker-command",
+            &worker,
+        ];
         let hive = Process::daemon(Program::Hive, args.iter().chain(more)).await;
         Self {
             hive,

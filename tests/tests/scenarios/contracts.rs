@@ -124,7 +124,12 @@ fn full_payloads_survive_a_round_trip() {
 #[test]
 fn what_a_worker_of_a_later_version_can_do_does_not_hide_what_is_known() {
     let told = worker("worker_features").worker.features;
-    let known = [Feature::Resume, Feature::ContinueFinalMessage, Feature::CountTokens, Feature::Unknown];
+    let known = [
+        Feature::Resume,
+        Feature::ContinueFinalMessage,
+        Feature::CountTokens,
+        Feature::Unknown,
+    ];
     assert_eq!(told, known);
     assert_eq!(worker("worker_full").worker.features, [], "one that says nothing");
 }

@@ -40,7 +40,10 @@ fn streamed() -> Value {
 }
 
 fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
-    let value = answer.headers.get(name).unwrap_or_else(|| panic!("no {name} in {answer:?}"));
+    let value = answer
+        .headers
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name} in {answer:?}"));
     value.to_str().expect("a text")
 }
 
@@ -52,7 +55,12 @@ fn retry_after(answer: &Answer) -> u64 {
 async fn attempts(cluster: &Cluster, requests: usize) -> Vec<u32> {
     let mut attempts = Vec::new();
     for _ in 0..requests {
-        let response = http::client().post(cluster.chat_url()).json(&streamed()).send().await.unwrap();
+        let response = http::client()
+            .post(cluster.chat_url())
+            .json(&streamed())
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
         attempts.push(response.headers()["x-rbee-attempts"].to_str().unwrap().parse().unwrap());
         let lines: Vec<String> = http::data_lines(response).collect().await;
@@ -119,7 +127,11 @@ async fn what_one_client_does_wrong_harms_nobody() {
     only.behave(Manner::Refuses);
     for _ in 0..20 {
         let answer = cluster.chat(MODEL, "x").await;
-        assert_eq!((answer.status, header(&answer, "x-rbee-attempts")), (400, "1"), "{answer:?}");
+        assert_eq!(
+            (answer.status, header(&answer, "x-rbee-attempts")),
+            (400, "1"),
+            "{answer:?}"
+        );
     }
     only.behave(Manner::Answers);
     assert_eq!(attempts(&cluster, 5).await, [1; 5]);
@@ -135,7 +147,10 @@ async fn a_stream_that_breaks_off_and_cannot_be_taken_up_ends_with_an_error_and_
     assert_eq!(pieces.len(), 3);
     let error: Value = serde_json::from_str(last).expect("JSON");
     assert_eq!(error["error"]["type"], "server_error", "{last}");
-    assert!(error["error"]["message"].as_str().unwrap().contains("broke off"), "{last}");
+    assert!(
+        error["error"]["message"].as_str().unwrap().contains("broke off"),
+        "{last}"
+    );
 }
 
 #[tokio::test]
@@ -160,7 +175,11 @@ async fn a_full_queue_answers_429_with_a_time_to_come_back_that_was_learned() {
     assert!(served.len() >= 3, "{answers:?}");
     assert!(!refused.is_empty());
     for answer in refused {
-        assert_eq!((answer.status, answer.code()), (429, "rate_limit_exceeded"), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.code()),
+            (429, "rate_limit_exceeded"),
+            "{answer:?}"
+        );
         // Three requests of 0.4 s are before it.
         assert!((1..=5).contains(&retry_after(answer)), "{answer:?}");
     }
@@ -177,7 +196,10 @@ async fn a_deadline_of_the_client_is_kept_and_named() {
     let request = http::client().post(cluster.chat_url()).json(&chat_body(MODEL, "x"));
     let answer = http::send(request.header("x-request-timeout-ms", "soon")).await;
     assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.message().to_lowercase().contains("x-request-timeout-ms"), "{answer:?}");
+    assert!(
+        answer.message().to_lowercase().contains("x-request-timeout-ms"),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -191,7 +213,12 @@ async fn a_stream_that_waits_is_told_its_place() {
     });
     eventually("the first is being answered", async || (one.asked() == 1).then_some(())).await;
     one.behave(Manner::Answers);
-    let response = http::client().post(cluster.chat_url()).json(&streamed()).send().await.unwrap();
+    let response = http::client()
+        .post(cluster.chat_url())
+        .json(&streamed())
+        .send()
+        .await
+        .unwrap();
     let text = response.text().await.unwrap();
     assert!(text.starts_with(": waiting"), "{text}");
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
@@ -210,7 +237,11 @@ async fn a_request_can_be_pinned_to_a_worker_and_its_answer_says_who_gave_it() {
         assert!(header(&answer, "x-rbee-queue-ms").parse::<u64>().is_ok());
         assert!(!header(&answer, "x-request-id").is_empty());
     }
-    for (name, value) in [("x-rbee-worker", "three"), ("x-rbee-hive", "nowhere"), ("x-rbee-revision", "other")] {
+    for (name, value) in [
+        ("x-rbee-worker", "three"),
+        ("x-rbee-hive", "nowhere"),
+        ("x-rbee-revision", "other"),
+    ] {
         let request = http::client().post(cluster.chat_url()).json(&chat_body(MODEL, "x"));
         let answer = http::send(request.header(name, value)).await;
         assert!((400..600).contains(&answer.status), "{answer:?}");
@@ -227,7 +258,10 @@ async fn an_alias_is_another_name_of_a_model() {
     assert_eq!(answer.body["model"], MODEL, "the answer tells what answered");
     let listed = http::get(format!("{}/v1/models", cluster.url())).await;
     let models = listed.body["data"].as_array().unwrap();
-    let alias = models.iter().find(|model| model["id"] == "gpt-4o-mini").expect("the alias is listed");
+    let alias = models
+        .iter()
+        .find(|model| model["id"] == "gpt-4o-mini")
+        .expect("the alias is listed");
     assert_eq!(alias["alias_of"], MODEL);
 }
 
@@ -247,7 +281,10 @@ async fn a_client_that_leaves_frees_the_slot_and_is_counted() {
         (http::metric(&worker.url(), "rbee_worker_running").await == 0.0).then_some(())
     })
     .await;
-    assert_eq!(http::metric(&cluster.url(), "rbee_clients_gone_total").await, gone + 1.0);
+    assert_eq!(
+        http::metric(&cluster.url(), "rbee_clients_gone_total").await,
+        gone + 1.0
+    );
     assert_eq!(http::metric(&cluster.url(), "rbee_inflight_requests").await, 0.0);
     assert_eq!(cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
 }
@@ -256,14 +293,20 @@ async fn a_client_that_leaves_frees_the_slot_and_is_counted() {
 #[tokio::test]
 async fn what_a_request_says_in_vain_is_named_and_refused_where_that_is_asked_for() {
     let (cluster, _worker) = smollm2(&[]).await;
-    let body = ask("Hello", &json!({"user": "me", "store": false, "max_tokens": 2}));
+    let body = ask("Hello", &json!({"user": "me", "store": true, "max_tokens": 2}));
     let answer = http::post(cluster.chat_url(), &body).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     let mut ignored: Vec<_> = header(&answer, "x-rbee-ignored-parameters").split(", ").collect();
     ignored.sort_unstable();
     assert_eq!(ignored, ["store", "user"]);
-    let strict = http::client().post(cluster.chat_url()).json(&body).header("x-rbee-strict", "true");
+    let strict = http::client()
+        .post(cluster.chat_url())
+        .json(&body)
+        .header("x-rbee-strict", "true");
     let answer = http::send(strict).await;
     assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(["store", "user"].contains(&answer.body["error"]["param"].as_str().unwrap()), "{answer:?}");
+    assert!(
+        ["store", "user"].contains(&answer.body["error"]["param"].as_str().unwrap()),
+        "{answer:?}"
+    );
 }

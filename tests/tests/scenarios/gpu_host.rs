@@ -42,7 +42,10 @@ impl GpuHost {
 
     /// The devices with their load, as the hive lists them.
     async fn device(&self, id: &str) -> Value {
-        let listed = self.cluster.job(&self.host.hive, &json!({"operation": "device_list"})).await;
+        let listed = self
+            .cluster
+            .job(&self.host.hive, &json!({"operation": "device_list"}))
+            .await;
         let devices = listed["result"]["devices"].as_array().cloned().expect("devices");
         let found = devices.into_iter().find(|device| device["id"] == id);
         found.unwrap_or_else(|| panic!("no device {id} in {listed:#}"))
@@ -118,7 +121,10 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
     );
     let worker = anywhere["result"]["worker_id"].clone();
     host.cluster
-        .job(&host.host.hive, &json!({"operation": "worker_stop", "worker_id": worker}))
+        .job(
+            &host.host.hive,
+            &json!({"operation": "worker_stop", "worker_id": worker}),
+        )
         .await;
     host.cluster.until_ready(models::SMOLLM2, 5).await;
     let fleet = host.cluster.fleet().await;
@@ -129,7 +135,8 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
 
     // What the driver says of a process is its worker's own, and what was promised and not taken counts as taken.
     let (_, id, pid) = workers.last().cloned().unwrap();
-    host.host.driver
+    host.host
+        .driver
         .change(|driver| driver.gpus[2] = driver.gpus[2].clone().running(pid as u32, 700));
     let granted = eventually("the hive reads the driver again", async || {
         let workers = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body;
@@ -224,7 +231,8 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
 #[tokio::test]
 async fn a_gpu_that_falls_off_the_bus_gets_no_worker_and_its_host_says_why() {
     let mut host = GpuHost::start(2, 4_096, &[]).await;
-    host.host.driver
+    host.host
+        .driver
         .change(|driver| driver.gpus[0].error = Some(code::GPU_IS_LOST));
     let health = host
         .cluster

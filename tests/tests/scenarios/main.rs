@@ -2,6 +2,7 @@
 
 mod answers;
 mod bad_input;
+mod clients;
 mod command_line;
 mod contracts;
 mod discovery;
@@ -12,7 +13,6 @@ mod hive;
 mod hosts;
 mod migration;
 mod model_files;
-mod official_client;
 mod on_demand;
 mod partitions;
 mod readme;

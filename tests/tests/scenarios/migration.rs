@@ -51,11 +51,18 @@ struct Told {
 /// What these chunks tell; they must be those of one clean stream.
 fn told(chunks: &[Value]) -> Told {
     for key in ["id", "created", "model"] {
-        assert!(chunks.iter().all(|chunk| chunk[key] == chunks[0][key]), "{key} changes within a stream");
+        assert!(
+            chunks.iter().all(|chunk| chunk[key] == chunks[0][key]),
+            "{key} changes within a stream"
+        );
     }
-    let roles = chunks.iter().filter(|chunk| chunk["choices"][0]["delta"].get("role").is_some());
+    let roles = chunks
+        .iter()
+        .filter(|chunk| chunk["choices"][0]["delta"].get("role").is_some());
     assert_eq!(roles.count(), 1, "the role comes once");
-    let [.., last, usage] = chunks else { panic!("too few chunks") };
+    let [.., last, usage] = chunks else {
+        panic!("too few chunks")
+    };
     Told {
         text: streamed_text(chunks, 0),
         finish_reason: last["choices"][0]["finish_reason"].clone(),
@@ -80,13 +87,20 @@ async fn ask_all(cluster: &Cluster, trouble: impl Future<Output = ()>) -> Vec<To
             }
             let (done, chunks) = seen.split_last().expect("events");
             assert_eq!(done, "[DONE]", "{question}");
-            let chunks: Vec<Value> = chunks.iter().map(|chunk| serde_json::from_str(chunk).expect("JSON")).collect();
+            let chunks: Vec<Value> = chunks
+                .iter()
+                .map(|chunk| serde_json::from_str(chunk).expect("JSON"))
+                .collect();
             told(&chunks)
         })
     });
     begun.wait().await;
     trouble.await;
-    join_all(streams).await.into_iter().map(|told| told.expect("a clean stream")).collect()
+    join_all(streams)
+        .await
+        .into_iter()
+        .map(|told| told.expect("a clean stream"))
+        .collect()
 }
 
 #[tokio::test]
@@ -162,7 +176,10 @@ async fn a_sampled_answer_with_a_seed_and_penalties_goes_on_as_it_would_have() {
     });
     let body = ask("Tell me a story about a bee.", &fields);
     let (cluster, lines) = killed_after(&body, 20).await;
-    let chunks: Vec<Value> = lines[..lines.len() - 1].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let chunks: Vec<Value> = lines[..lines.len() - 1]
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let again = http::chunks(cluster.chat_url(), &body).await;
     assert_eq!(told(&chunks), told(&again));
     let receipt = &chunks.last().unwrap()["rbee"];
@@ -176,10 +193,16 @@ async fn an_answer_in_json_goes_on_in_its_form() {
         "properties": {"names": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "string", "maxLength": 20}}},
     });
     let format = json!({"type": "json_schema", "json_schema": {"name": "names", "strict": true, "schema": schema}});
-    let body = ask("Name six cities.", &json!({"stream": true, "max_tokens": 200, "response_format": format,
-        "stream_options": {"include_usage": true}}));
+    let body = ask(
+        "Name six cities.",
+        &json!({"stream": true, "max_tokens": 200, "response_format": format,
+        "stream_options": {"include_usage": true}}),
+    );
     let (cluster, lines) = killed_after(&body, 10).await;
-    let chunks: Vec<Value> = lines[..lines.len() - 1].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let chunks: Vec<Value> = lines[..lines.len() - 1]
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let told_then = told(&chunks);
     let names: Value = serde_json::from_str(&told_then.text).expect("JSON");
     assert_eq!(names["names"].as_array().map(Vec::len), Some(6));
@@ -189,16 +212,23 @@ async fn an_answer_in_json_goes_on_in_its_form() {
 /// What the calls of tools in these chunks say: name and arguments of each.
 fn calls(chunks: &[Value]) -> Vec<(String, String)> {
     let mut calls: Vec<(String, String)> = Vec::new();
-    let deltas = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array());
+    let deltas = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array());
     for delta in deltas.flatten() {
         let index = usize::try_from(delta["index"].as_u64().expect("an index")).unwrap();
         if index == calls.len() {
             assert!(delta["id"].is_string(), "{delta}");
-            calls.push((delta["function"]["name"].as_str().expect("a name").to_owned(), String::new()));
+            calls.push((
+                delta["function"]["name"].as_str().expect("a name").to_owned(),
+                String::new(),
+            ));
         } else {
             assert!(delta.get("id").is_none(), "the id comes once: {delta}");
         }
-        calls[index].1.push_str(delta["function"]["arguments"].as_str().unwrap_or_default());
+        calls[index]
+            .1
+            .push_str(delta["function"]["arguments"].as_str().unwrap_or_default());
     }
     calls
 }
@@ -213,7 +243,10 @@ async fn a_call_of_a_tool_goes_on_where_it_was() {
         "stream_options": {"include_usage": true}});
     let body = ask("Tell me a story about a bee.", &fields);
     let (cluster, lines) = killed_after(&body, 8).await;
-    let chunks: Vec<Value> = lines[..lines.len() - 1].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let chunks: Vec<Value> = lines[..lines.len() - 1]
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let again = http::chunks(cluster.chat_url(), &body).await;
     assert_eq!(calls(&chunks), calls(&again));
     assert_eq!(told(&chunks), told(&again));
@@ -223,7 +256,10 @@ async fn a_call_of_a_tool_goes_on_where_it_was() {
 #[tokio::test]
 async fn what_cannot_be_taken_up_ends_with_an_error_that_says_why() {
     for (fields, why) in [(json!({"logprobs": true}), "logprobs"), (json!({"n": 2}), "n")] {
-        let body = with(ask("Tell me a story about a bee.", &fields), &json!({"stream": true, "max_tokens": 100}));
+        let body = with(
+            ask("Tell me a story about a bee.", &fields),
+            &json!({"stream": true, "max_tokens": 100}),
+        );
         let (_cluster, lines) = killed_after(&body, 8).await;
         let last: Value = serde_json::from_str(lines.last().unwrap()).expect("an error, and no [DONE]");
         let message = last["error"]["message"].as_str().unwrap_or_else(|| panic!("{last}"));
@@ -250,15 +286,24 @@ async fn a_text_completion_goes_on_as_a_chat_does() {
             return;
         }
         let chunk: Value = serde_json::from_str(&line).unwrap();
-        text.push_str(chunk["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{chunk}")));
+        text.push_str(
+            chunk["choices"][0]["text"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{chunk}")),
+        );
         pieces += 1;
         if pieces == 4 {
             // Whoever takes it up need not have been there when it began.
             other = Some(cluster.worker_with(models::GEMMA3, &["--worker-id", "b"]).await);
-            cluster.until("the other worker is there", |fleet| {
-                fleet.workers.iter().any(|worker| worker.id.as_str() == "b" && worker.ready).then_some(())
-            })
-            .await;
+            cluster
+                .until("the other worker is there", |fleet| {
+                    fleet
+                        .workers
+                        .iter()
+                        .any(|worker| worker.id.as_str() == "b" && worker.ready)
+                        .then_some(())
+                })
+                .await;
             doomed.kill().await;
         }
     }

@@ -30,7 +30,12 @@ async fn hive(cluster: &Cluster, id: &str, more: &[&str]) -> Process {
 async fn known(cluster: &Cluster, id: &str) {
     cluster
         .until("the hive has told what it can do", |fleet| {
-            let told = fleet.hives.iter().find(|hive| hive.id.as_str() == id)?.capabilities.as_ref()?;
+            let told = fleet
+                .hives
+                .iter()
+                .find(|hive| hive.id.as_str() == id)?
+                .capabilities
+                .as_ref()?;
             (!told.devices.is_empty() && !told.models.is_empty()).then_some(())
         })
         .await;
@@ -48,7 +53,11 @@ fn completion(model: &str) -> Value {
 
 async fn workers_of(cluster: &Cluster, model: &str) -> usize {
     let fleet = cluster.fleet().await;
-    fleet.workers.iter().filter(|worker| worker.model_id.as_str() == model).count()
+    fleet
+        .workers
+        .iter()
+        .filter(|worker| worker.model_id.as_str() == model)
+        .count()
 }
 
 #[tokio::test]
@@ -64,7 +73,12 @@ async fn a_hundred_requests_for_a_model_that_nobody_serves_start_one_worker_and_
     assert_eq!(workers_of(&cluster, models::SMOLLM2).await, 1);
     let jobs = http::get(format!("{}/v1/jobs", hive.url())).await;
     let spawns = jobs.body["jobs"].as_array().expect("jobs").iter();
-    assert_eq!(spawns.filter(|job| job["operation"]["operation"] == "worker_spawn").count(), 1);
+    assert_eq!(
+        spawns
+            .filter(|job| job["operation"]["operation"] == "worker_spawn")
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -74,7 +88,12 @@ async fn a_stream_for_a_model_that_has_to_be_loaded_is_told_how_far_it_is() {
     let _hive = hive(&cluster, "box", &[]).await;
     let mut body = chat_body(models::SMOLLM2, "Hello");
     body["stream"] = json!(true);
-    let response = http::client().post(cluster.chat_url()).json(&body).send().await.unwrap();
+    let response = http::client()
+        .post(cluster.chat_url())
+        .json(&body)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(response.status(), 200);
     let lines: Vec<String> = http::data_lines(response).collect().await;
     assert_eq!(lines.last().map(String::as_str), Some("[DONE]"));
@@ -130,7 +149,10 @@ async fn a_busy_worker_is_never_evicted_and_who_waits_for_its_room_is_told_why()
     let refused = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
     assert_eq!(refused.status, 503, "{refused:?}");
     assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
-    assert!(refused.message().contains("narrow") && refused.message().contains("cuda:0"), "{refused:?}");
+    assert!(
+        refused.message().contains("narrow") && refused.message().contains("cuda:0"),
+        "{refused:?}"
+    );
     assert!(endless.goes_on());
     drop(endless);
     let answer = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
@@ -156,10 +178,14 @@ async fn every_device_says_why_a_model_goes_there_or_not_and_a_decision_can_be_m
 
     let listed: Value = serde_json::from_str(&rbee(&cluster, &["decisions", "--json"]).await).expect("JSON");
     let decisions = listed["decisions"].as_array().expect("decisions");
-    let id = decisions.iter().find_map(|decision| {
-        (decision["problem"]["model"] == models::GEMMA3).then(|| decision["id"].to_string())
-    });
-    let replayed = rbee(&cluster, &["decisions", "--replay", id.expect("it was recorded").trim_matches('"')]).await;
+    let id = decisions
+        .iter()
+        .find_map(|decision| (decision["problem"]["model"] == models::GEMMA3).then(|| decision["id"].to_string()));
+    let replayed = rbee(
+        &cluster,
+        &["decisions", "--replay", id.expect("it was recorded").trim_matches('"')],
+    )
+    .await;
     assert!(replayed.contains("same"), "{replayed}");
 }
 
@@ -171,7 +197,11 @@ async fn what_must_always_run_runs_is_spread_and_comes_back_with_the_queen() {
     rbee(&cluster, &["serve", models::SMOLLM2, "--replicas", "2", "--pin"]).await;
     cluster.until_ready(models::SMOLLM2, 2).await;
     let fleet = cluster.fleet().await;
-    let mut hosts: Vec<_> = fleet.workers.iter().filter_map(|worker| worker.hive_id.clone()).collect();
+    let mut hosts: Vec<_> = fleet
+        .workers
+        .iter()
+        .filter_map(|worker| worker.hive_id.clone())
+        .collect();
     hosts.sort();
     assert_eq!(hosts.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let listed = rbee(&cluster, &["serve", "--list"]).await;
@@ -193,7 +223,12 @@ async fn a_drained_hive_gives_its_work_to_others_and_takes_nothing_new() {
     rbee(&cluster, &["drain", "first"]).await;
     cluster
         .until("nothing runs on the drained hive", |fleet| {
-            let there = |id: &str| fleet.workers.iter().any(|worker| worker.hive_id.as_ref().is_some_and(|hive| hive.as_str() == id));
+            let there = |id: &str| {
+                fleet
+                    .workers
+                    .iter()
+                    .any(|worker| worker.hive_id.as_ref().is_some_and(|hive| hive.as_str() == id))
+            };
             (!there("first")).then_some(())
         })
         .await;
@@ -213,7 +248,9 @@ async fn a_queue_that_stays_long_gets_a_second_worker_where_a_device_is_free() {
     let mut body = chat_body(models::SMOLLM2, "Tell me a long story.");
     body["max_tokens"] = json!(150);
     let load = join_all((0..40).map(|_| http::post(cluster.chat_url(), &body)));
-    let grown = cluster.until("a second worker is there", |fleet| (fleet.workers.len() == 2).then_some(()));
+    let grown = cluster.until("a second worker is there", |fleet| {
+        (fleet.workers.len() == 2).then_some(())
+    });
     let (answers, ()) = futures_util::future::join(load, grown).await;
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
 }
@@ -228,7 +265,11 @@ async fn a_model_that_no_host_can_hold_is_refused_with_the_figures_of_each() {
     assert_eq!(refused.code(), "no_capacity", "{refused:?}");
     assert!(refused.message().contains("MiB"), "{refused:?}");
     let unknown = cluster.chat("no-such-model", "Hello").await;
-    assert_eq!((unknown.status, unknown.code()), (404, "model_not_found"), "{unknown:?}");
+    assert_eq!(
+        (unknown.status, unknown.code()),
+        (404, "model_not_found"),
+        "{unknown:?}"
+    );
 }
 
 #[tokio::test]
@@ -239,10 +280,18 @@ async fn all_models_that_could_be_loaded_are_listed_with_where_they_are() {
     let listed = eventually("the models on disk are listed", async || {
         let listed = http::get(format!("{}/v1/models", cluster.url())).await;
         let models = listed.body["data"].as_array().expect("models").clone();
-        models.iter().any(|model| model["id"] == models::SMOLLM2).then_some(models)
+        models
+            .iter()
+            .any(|model| model["id"] == models::SMOLLM2)
+            .then_some(models)
     })
     .await;
-    let of = |id: &str| listed.iter().find(|model| model["id"] == id).unwrap_or_else(|| panic!("{listed:#?}"));
+    let of = |id: &str| {
+        listed
+            .iter()
+            .find(|model| model["id"] == id)
+            .unwrap_or_else(|| panic!("{listed:#?}"))
+    };
     let model = of(models::SMOLLM2);
     assert_eq!(model["state"], "on_disk", "{model}");
     assert_eq!(model["size_bytes"], 98_362_432, "{model}");

@@ -135,7 +135,10 @@ impl Request {
         let number = |key: &[u8]| {
             let from = find(body, key)? + key.len();
             let digits = body[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-            std::str::from_utf8(&body[from..from + digits]).ok()?.parse::<u32>().ok()
+            std::str::from_utf8(&body[from..from + digits])
+                .ok()?
+                .parse::<u32>()
+                .ok()
         };
         let stream = find(body, b"\"stream\":true").map(|_| Stream {
             chunks: number(b"\"chunks\":\"").unwrap_or(1),
@@ -201,7 +204,12 @@ pub(crate) async fn serve(options: Backends) -> Result<()> {
     for number in options.first..options.first + options.count {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await;
         let listener = listener.map_err(|error| format!("listen on port {}: {error}", options.port))?;
-        ports.push(listener.local_addr().map_err(|error| format!("listen: {error}"))?.port());
+        ports.push(
+            listener
+                .local_addr()
+                .map_err(|error| format!("listen: {error}"))?
+                .port(),
+        );
         let worker = Rc::new(Worker::new(number, &options));
         workers.spawn_local(accept(listener, worker));
     }

@@ -30,7 +30,13 @@ pub(crate) async fn keep(queen: SocketAddr, options: Backends, ports: Vec<u16>) 
 }
 
 /// Each beats once; tells the pause until the next round.
-async fn round(queen: SocketAddr, options: &Backends, ports: &[u16], incarnation: u64, seq: u64) -> io::Result<Duration> {
+async fn round(
+    queen: SocketAddr,
+    options: &Backends,
+    ports: &[u16],
+    incarnation: u64,
+    seq: u64,
+) -> io::Result<Duration> {
     let mut connection = Connection::open(queen).await?;
     let mut interval = RETRY;
     for (number, port) in (options.first..).zip(ports) {

@@ -76,7 +76,10 @@ impl Pair {
         while start.elapsed() < RETURN {
             all.merge(self.streams(SLICE).await);
             if all.workers.contains_key(&name(1)) {
-                return (all, format!("served again after {:.1} s", start.elapsed().as_secs_f64()));
+                return (
+                    all,
+                    format!("served again after {:.1} s", start.elapsed().as_secs_f64()),
+                );
             }
         }
         (all, format!("did not serve again within {} s", RETURN.as_secs()))
@@ -93,7 +96,10 @@ fn healthy() -> Backends {
 pub(crate) async fn measure(run: &Run) -> Result<()> {
     for queen in &run.queens {
         println!("\nFaults, {CLIENTS} clients without a pause, 2 workers: {}", queen.name);
-        println!("| | answers | failed | slowed beyond {} ms | longest ms | |", SLOWED.as_millis());
+        println!(
+            "| | answers | failed | slowed beyond {} ms | longest ms | |",
+            SLOWED.as_millis()
+        );
         println!("|---|---|---|---|---|---|");
         hung(queen).await?;
         stopped(queen).await?;
@@ -107,7 +113,9 @@ pub(crate) async fn measure(run: &Run) -> Result<()> {
 fn row(fault: &str, mut tally: Tally, note: &str) {
     let slowed = tally.took.iter().filter(|took| **took > SLOWED).count();
     let longest = quantile(&mut tally.took, 1.0).as_millis();
-    let first = tally.first_error.map_or(String::new(), |error| format!(" (the first: {error})"));
+    let first = tally
+        .first_error
+        .map_or(String::new(), |error| format!(" (the first: {error})"));
     println!(
         "| {fault} | {} | {}{first} | {slowed} | {longest} | {note} |",
         tally.took.len(),
@@ -181,7 +189,11 @@ async fn nonsense(queen: &Queen) -> Result<()> {
     let bad = pair.load(Ask::Bad);
     let (good, bad) = tokio::join!(pair.streams(FAULT), bad.clients(CLIENTS, FAULT));
     let share = good.workers.get(&name(1)).copied().unwrap_or_default() as f64 / good.took.len().max(1) as f64;
-    let note = format!("{} answers with 400 meanwhile; both serve ({:.0} %)", bad.errors, share * 100.0);
+    let note = format!(
+        "{} answers with 400 meanwhile; both serve ({:.0} %)",
+        bad.errors,
+        share * 100.0
+    );
     row("one client's 400s", good, &note);
     Ok(())
 }

@@ -221,7 +221,11 @@ async fn read_events(connection: &mut Connection, start: Instant, tally: &mut Ta
                 Line::Other => {}
                 Line::End => {
                     connection.used(seen);
-                    return if is_done { Ok(()) } else { Err(io::Error::other("a stream ended without [DONE]")) };
+                    return if is_done {
+                        Ok(())
+                    } else {
+                        Err(io::Error::other("a stream ended without [DONE]"))
+                    };
                 }
             }
         }

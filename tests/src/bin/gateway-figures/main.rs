@@ -121,7 +121,11 @@ async fn main() -> ExitCode {
 }
 
 async fn measure(args: Args) -> Result<()> {
-    let queens = if args.queen.is_empty() { vec![beside()?] } else { args.queen };
+    let queens = if args.queen.is_empty() {
+        vec![beside()?]
+    } else {
+        args.queen
+    };
     let run = Run {
         queens,
         rounds: args.rounds,

@@ -179,7 +179,10 @@ impl Peer {
     pub(crate) async fn health(&self) -> Result<Value> {
         let failed = |error: std::io::Error| format!("ask {} for her health: {error}", self.name);
         let mut connection = Connection::open(self.address).await.map_err(failed)?;
-        connection.send(b"GET /health HTTP/1.1\r\nhost: figures\r\n\r\n").await.map_err(failed)?;
+        connection
+            .send(b"GET /health HTTP/1.1\r\nhost: figures\r\n\r\n")
+            .await
+            .map_err(failed)?;
         match connection.message().await.map_err(failed)? {
             Some((head, bytes)) => Ok(serde_json::from_slice(&bytes[head.len..]).unwrap_or_default()),
             None => Err(format!("ask {} for her health: no answer", self.name)),
@@ -297,8 +300,13 @@ fn spawn(command: &mut Command) -> Result<Child> {
 async fn first_line(child: &mut Child) -> Result<Vec<u16>> {
     let output = child.stdout.take().ok_or("read from a process")?;
     let line = BufReader::new(output).lines().next_line().await;
-    let line = line.map_err(|error| format!("read from a process: {error}"))?.unwrap_or_default();
+    let line = line
+        .map_err(|error| format!("read from a process: {error}"))?
+        .unwrap_or_default();
     line.split(' ')
-        .map(|port| port.parse().map_err(|_| format!("learn where a process listens: it says {line:?}")))
+        .map(|port| {
+            port.parse()
+                .map_err(|_| format!("learn where a process listens: it says {line:?}"))
+        })
         .collect()
 }

@@ -12,7 +12,11 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     for thread in threads.flatten() {
         // A thread may have ended since the folder was read. The first number is the time on a CPU.
         let stat = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-        nanos += stat.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        nanos += stat
+            .split(' ')
+            .next()
+            .and_then(|word| word.parse::<u64>().ok())
+            .unwrap_or(0);
     }
     Ok(Duration::from_nanos(nanos))
 }
@@ -23,7 +27,13 @@ pub(crate) fn rss(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))?;
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse::<u64>()
+                .ok()
+        })
         .map(|kib| kib << 10)
         .ok_or_else(|| format!("find VmRSS in {path}"))
 }

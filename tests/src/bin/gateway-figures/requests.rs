@@ -95,7 +95,10 @@ pub(crate) async fn closed(run: &Run, workers: u16, cpu: Option<usize>) -> Resul
 pub(crate) async fn paced(run: &Run) -> Result<()> {
     let stage = Stage::set(run, 2, None).await?;
     let direct = ("no gateway", stage.direct()?);
-    let gateways = stage.gateways.iter().map(|gateway| (gateway.name.as_str(), gateway.address));
+    let gateways = stage
+        .gateways
+        .iter()
+        .map(|gateway| (gateway.name.as_str(), gateway.address));
     let targets: Vec<_> = std::iter::once(direct).chain(gateways).collect();
     let stream = Ask::Stream {
         chunks: 2,

@@ -55,7 +55,10 @@ pub(crate) async fn tokens(run: &Run) -> Result<()> {
         let title = format!("{streams} streams of {CHUNKS} tokens, one each {} ms", gap.as_millis());
         let mut table = Table::new(title, TOKENS);
         for _ in 0..run.rounds {
-            let mut direct = Load::new(stage.direct()?, ask).clients(streams, run.time).await.check("a worker")?;
+            let mut direct = Load::new(stage.direct()?, ask)
+                .clients(streams, run.time)
+                .await
+                .check("a worker")?;
             let late = [0.5, 0.99].map(|share| quantile(&mut direct.delays, share));
             for gateway in &stage.gateways {
                 let (mut tally, cpu) = weigh(gateway, ask, streams, run.time).await?;
@@ -70,7 +73,9 @@ pub(crate) async fn tokens(run: &Run) -> Result<()> {
         }
         table.print();
     }
-    println!("Delays are beyond those without a gateway. Each stream is a request, whose price is shared by its tokens.");
+    println!(
+        "Delays are beyond those without a gateway. Each stream is a request, whose price is shared by its tokens."
+    );
     Ok(())
 }
 
