@@ -122,7 +122,7 @@ impl Answers {
         while let Some(step) = self.next().await {
             match step {
                 Step::Part { choice, part } => answers[choice as usize].add(part),
-                Step::Finished { choice, end } => answers[choice as usize].finish(&end),
+                Step::Finished { choice, end } => answers[choice as usize].finish(end),
                 Step::Done(usage) => return Ok((answers, usage)),
                 Step::Failed(reason) => return Err(reason),
             }
@@ -149,6 +149,8 @@ pub(crate) struct Whole {
     pub(crate) calls: Vec<ToolCall>,
     pub(crate) tokens: Vec<Spelled>,
     pub(crate) reason: FinishReason,
+    /// The stop text that ended it, if one did.
+    pub(crate) stop: Option<String>,
     tally: Tally,
 }
 
@@ -160,6 +162,7 @@ impl Whole {
             calls: Vec::new(),
             tokens: Vec::new(),
             reason: FinishReason::Length,
+            stop: None,
             tally: Tally::default(),
         }
     }
@@ -182,8 +185,9 @@ impl Whole {
         }
     }
 
-    fn finish(&mut self, end: &End) {
+    fn finish(&mut self, end: End) {
         self.reason = end.reason;
+        self.stop = end.stop;
         self.tally = end.tally;
     }
 }

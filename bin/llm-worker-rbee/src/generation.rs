@@ -100,6 +100,8 @@ pub(crate) enum Piece {
 pub(crate) struct End {
     /// Why.
     pub(crate) reason: FinishReason,
+    /// The stop text that ended it, if one did.
+    pub(crate) stop: Option<String>,
     /// What it took.
     pub(crate) tally: Tally,
     /// The tokens since the last part, if they are to be named.
@@ -182,15 +184,25 @@ impl Answer {
             pulse,
             progress: Progress::Over,
         };
-        if let Some(reason) = answer.catch_up(&resumed) {
-            answer.finish(reason);
-        } else {
-            let has_echo = answer.echo.is_some();
-            answer.progress =
-                Progress::Running(served.engine.submit(request(order, &resumed.tokens, limit, has_echo))?);
+        match answer.catch_up(&resumed) {
+            Some(FinishReason::Length) if answer.tally.completion_tokens > answer.limit => {
+                // It went on where there was more room: the client has all but what was held back there.
+                answer.speech.take();
+                answer.finish(FinishReason::Length);
+            }
+            Some(reason) => {
+                answer.finish(reason);
+                // The client has it.
+                answer.speech.take();
+            }
+            None => {
+                let has_echo = answer.echo.is_some();
+                answer.progress =
+                    Progress::Running(served.engine.submit(request(order, &resumed.tokens, limit, has_echo))?);
+                // The client has it.
+                answer.speech.take();
+            }
         }
-        // The client has it.
-        answer.speech.take();
         Ok(answer)
     }
 
@@ -300,13 +312,14 @@ impl Answer {
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        let reason = self.speech.finish(reason);
+        let (reason, stop) = self.speech.finish(reason);
         if let Progress::Running(generation) = &self.progress {
             // What is resumed is no prompt to the client.
             self.tally.cached_tokens = count(generation.cached_tokens()).min(self.prompt_tokens);
         }
         self.end(Piece::Done(End {
             reason,
+            stop,
             tally: self.tally,
             taken: Vec::new(),
         }));

@@ -47,7 +47,8 @@ pub(crate) struct Speech {
     transcript: Transcript,
     tools: Option<ToolCallParser>,
     has_calls: bool,
-    is_stopped: bool,
+    /// The stop text that was reached.
+    stop: Option<String>,
     /// Tokens that go with the next text.
     tokens: Vec<Spelled>,
     /// What is new.
@@ -61,7 +62,7 @@ impl Speech {
             transcript,
             tools,
             has_calls: false,
-            is_stopped: false,
+            stop: None,
             tokens: Vec::new(),
             part: None,
         }
@@ -78,16 +79,18 @@ impl Speech {
     pub(crate) fn push(&mut self, token: u32, spelled: Option<Spelled>) -> bool {
         let passed = self.transcript.push(token, spelled);
         self.say(passed);
-        self.is_stopped
+        self.stop.is_some()
     }
 
-    /// The answer is over, for this reason: what was held back is part of it. Returns the reason as the client is told.
-    pub(crate) fn finish(&mut self, reason: FinishReason) -> FinishReason {
-        if !self.is_stopped {
+    /// The answer is over, for this reason: what was held back is part of it. Returns the reason as the client is told, and
+    /// the stop text that was reached, if one was.
+    pub(crate) fn finish(&mut self, reason: FinishReason) -> (FinishReason, Option<String>) {
+        if self.stop.is_none() {
             let passed = self.transcript.finish();
             self.say(passed);
         }
-        let reason = if self.is_stopped { FinishReason::Stop } else { reason };
+        let stop = self.stop.clone();
+        let reason = if stop.is_some() { FinishReason::Stop } else { reason };
         // What the limit cut off behind whole calls is the beginning of another one, not text.
         let is_cut_call = reason == FinishReason::Length && self.has_calls;
         if let Some(parser) = self.tools.as_mut().filter(|_| !is_cut_call) {
@@ -99,8 +102,8 @@ impl Speech {
             self.add_text("");
         }
         match reason {
-            FinishReason::Stop if self.has_calls => FinishReason::ToolCalls,
-            reason => reason,
+            FinishReason::Stop if self.has_calls => (FinishReason::ToolCalls, stop),
+            reason => (reason, stop),
         }
     }
 
@@ -110,7 +113,7 @@ impl Speech {
     }
 
     fn say(&mut self, passed: Passed) {
-        self.is_stopped = passed.stopped;
+        self.stop = passed.stop;
         self.tokens.extend(passed.tokens);
         match &mut self.tools {
             Some(parser) => {

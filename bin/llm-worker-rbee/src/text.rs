@@ -16,8 +16,8 @@ pub(crate) struct StopMatcher {
 pub(crate) struct Passed {
     /// Text that is surely part of the answer; may be empty.
     pub(crate) text: String,
-    /// Whether a stop text was reached: nothing may follow.
-    pub(crate) stopped: bool,
+    /// The stop text that was reached: nothing may follow.
+    pub(crate) stop: Option<String>,
 }
 
 impl StopMatcher {
@@ -36,15 +36,16 @@ impl StopMatcher {
         text.push_str(piece);
         let first = self.stops.iter().filter_map(|stop| {
             let start = text.find(stop.as_str())?;
-            Some((start + stop.len(), start))
+            Some((start + stop.len(), start, stop))
         });
-        if let Some((_, start)) = first.min() {
+        if let Some((_, start, stop)) = first.min() {
             text.truncate(start);
-            return Passed { text, stopped: true };
+            let stop = Some(stop.clone());
+            return Passed { text, stop };
         }
         let held = self.stops.iter().map(|stop| overlap(&text, stop)).max().unwrap_or(0);
         self.held = text.split_off(text.len() - held);
-        Passed { text, stopped: false }
+        Passed { text, stop: None }
     }
 
     /// The answer is over: what was held back is part of it.
@@ -69,38 +70,37 @@ mod tests {
 
     use super::*;
 
-    fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
+    fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, Option<String>) {
         let mut matcher = StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()).collect());
         let mut out = Vec::new();
         for piece in pieces {
             let passed = matcher.push(piece);
             out.push(passed.text);
-            if passed.stopped {
-                return (out, true);
+            if passed.stop.is_some() {
+                return (out, passed.stop);
             }
         }
         out.push(matcher.finish());
-        (out, false)
+        (out, None)
     }
 
-    fn joined(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let (out, stopped) = run(stops, pieces);
-        (out.concat(), stopped)
+    fn joined(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+        let (out, stop) = run(stops, pieces);
+        (out.concat(), stop)
     }
 
     /// The specification, on the text as a whole.
-    fn cut<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
+    fn cut<'a>(text: &'a str, stops: &[String]) -> (&'a str, Option<String>) {
         for (end, _) in text.char_indices().skip(1).chain([(text.len(), ' ')]) {
             let longest = stops
                 .iter()
                 .filter(|stop| text[..end].ends_with(stop.as_str()))
-                .map(String::len)
-                .max();
-            if let Some(length) = longest {
-                return (&text[..end - length], true);
+                .max_by_key(|stop| stop.len());
+            if let Some(stop) = longest {
+                return (&text[..end - stop.len()], Some(stop.clone()));
             }
         }
-        (text, false)
+        (text, None)
     }
 
     #[test]
@@ -112,32 +112,38 @@ mod tests {
     fn a_stop_text_across_pieces_is_found_and_no_part_of_it_gets_out() {
         assert_eq!(
             run(&["STOP"], &["say S", "TO", "P more"]),
-            (vec!["say ".into(), "".into(), "".into()], true)
+            (vec!["say ".into(), "".into(), "".into()], Some("STOP".into()))
         );
     }
 
     #[test]
     fn what_only_looked_like_a_stop_text_is_released() {
         assert_eq!(run(&["STOP"], &["ST", "OX"]).0, ["", "STOX", ""]);
-        assert_eq!(joined(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
+        assert_eq!(
+            joined(&["aab"], &["a", "a", "a", "b"]),
+            ("a".into(), Some("aab".into()))
+        );
     }
 
     #[test]
     fn what_is_held_back_at_the_end_belongs_to_the_answer() {
-        assert_eq!(joined(&["\n\n"], &["line\n"]), ("line\n".into(), false));
+        assert_eq!(joined(&["\n\n"], &["line\n"]), ("line\n".into(), None));
     }
 
     #[test]
     fn the_stop_text_that_is_complete_first_wins() {
-        assert_eq!(joined(&["abcd", "bc"], &["xabcd"]), ("xa".into(), true));
-        assert_eq!(joined(&["bc", "abc"], &["xabc"]), ("x".into(), true));
-        assert_eq!(joined(&["late", "ear"], &["early, late"]), (String::new(), true));
+        assert_eq!(joined(&["abcd", "bc"], &["xabcd"]), ("xa".into(), Some("bc".into())));
+        assert_eq!(joined(&["bc", "abc"], &["xabc"]), ("x".into(), Some("abc".into())));
+        assert_eq!(
+            joined(&["late", "ear"], &["early, late"]),
+            (String::new(), Some("ear".into()))
+        );
     }
 
     #[test]
     fn characters_of_several_bytes_are_never_cut() {
-        assert_eq!(joined(&["é!"], &["caf", "é", "?"]), ("café?".into(), false));
-        assert_eq!(joined(&["🐝"], &["a🐝"]), ("a".into(), true));
+        assert_eq!(joined(&["é!"], &["caf", "é", "?"]), ("café?".into(), None));
+        assert_eq!(joined(&["🐝"], &["a🐝"]), ("a".into(), Some("🐝".into())));
     }
 
     /// Few letters, so that stop texts occur and overlap.
@@ -155,9 +161,9 @@ mod tests {
             let (expected, expected_stop) = cut(&text, &stops);
             let stop_refs: Vec<_> = stops.iter().map(String::as_str).collect();
             let piece_refs: Vec<_> = pieces.iter().map(String::as_str).collect();
-            let (answer, stopped) = joined(&stop_refs, &piece_refs);
+            let (answer, stop) = joined(&stop_refs, &piece_refs);
             prop_assert_eq!(&answer, expected);
-            prop_assert_eq!(stopped, expected_stop);
+            prop_assert_eq!(stop, expected_stop);
             prop_assert!(stops.iter().all(|stop| !answer.contains(stop.as_str())));
         }
     }

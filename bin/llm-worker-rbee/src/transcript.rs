@@ -23,8 +23,8 @@ pub(crate) struct Passed {
     pub(crate) text: String,
     /// The tokens that begin in the text so far and were not handed out yet.
     pub(crate) tokens: Vec<Spelled>,
-    /// Whether a stop text was reached: nothing may follow.
-    pub(crate) stopped: bool,
+    /// The stop text that was reached: nothing may follow.
+    pub(crate) stop: Option<String>,
 }
 
 /// Puts an answer together.
@@ -65,7 +65,7 @@ impl Transcript {
     pub(crate) fn finish(&mut self) -> Passed {
         let text = self.decoder.finish().unwrap_or_default();
         let mut passed = self.pass(&text);
-        if !passed.stopped {
+        if passed.stop.is_none() {
             passed.text.push_str(&self.stops.finish());
             passed.tokens.extend(self.held.drain(..).map(|(_, token)| token));
         }
@@ -81,7 +81,7 @@ impl Transcript {
         Passed {
             text: passed.text,
             tokens,
-            stopped: passed.stopped,
+            stop: passed.stop,
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
         let mut keep = |passed: Passed| {
             let tokens = passed.tokens.into_iter().flat_map(|token| token.bytes);
             steps.push((passed.text, tokens.collect()));
-            passed.stopped
+            passed.stop.is_some()
         };
         for token in 0..u8::try_from(texts.len()).unwrap() {
             let spelled = Spelled {

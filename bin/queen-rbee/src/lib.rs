@@ -37,7 +37,7 @@ pub use discovery::SshError;
 
 use crate::changes::Changes;
 use crate::fleet::{FleetView, HiveView, QueenView, WorkerView};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SupplyMetrics};
 use crate::registry::{HiveRegistry, WorkerRegistry};
 use crate::supply::{Service, StateError};
 use crate::telemetry::TelemetryRegistry;
@@ -120,6 +120,7 @@ impl State {
             Arc::clone(&hives),
             Arc::clone(&telemetry),
             client.clone(),
+            SupplyMetrics::new(metrics.registry_mut()),
         )?;
         let router = Router::new(
             router_options(&config)?,

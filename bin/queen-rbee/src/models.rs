@@ -37,7 +37,12 @@ pub(crate) fn list(supply: &Service, created: i64) -> Vec<ListedModel> {
             Some(listed(name, model, created))
         })
         .collect();
-    let models = models.iter().map(|model| listed(model.id.as_str(), model, created));
+    // An alias takes the name of a model that has it, too.
+    let is_own = |model: &&ShownModel| supply.aliases().all(|(name, _)| name != model.id.as_str());
+    let models = models
+        .iter()
+        .filter(is_own)
+        .map(|model| listed(model.id.as_str(), model, created));
     models.chain(aliases).collect()
 }
 

@@ -74,6 +74,9 @@ pub trait Translate: Send {
 
     /// The chat's stream is over. Appends an error event unless the answer was complete or an error was told already.
     fn end(&mut self, out: &mut Vec<u8>);
+
+    /// Whether an error event was told: nothing follows it, so the chat's stream need not be read any further.
+    fn has_failed(&self) -> bool;
 }
 
 /// The worker's answer is no chat completion.

@@ -55,6 +55,7 @@ struct Teller<S> {
     /// The newest call's number.
     call: Option<u32>,
     usage: Option<Usage>,
+    has_failed: bool,
 }
 
 /// How far the stream is.
@@ -79,6 +80,7 @@ impl<S: Speaker> Stream<S> {
                 place: Place::Waiting,
                 call: None,
                 usage: None,
+                has_failed: false,
             },
         }
     }
@@ -98,6 +100,10 @@ impl<S: Speaker> Translate for Stream<S> {
     fn end(&mut self, out: &mut Vec<u8>) {
         self.teller.fail("the worker's stream broke off before its end", out);
     }
+
+    fn has_failed(&self) -> bool {
+        self.teller.has_failed
+    }
 }
 
 impl<S: Speaker> Teller<S> {
@@ -116,8 +122,7 @@ impl<S: Speaker> Teller<S> {
 
     fn event(&mut self, event: chat::Event, out: &mut Vec<u8>) {
         if let Some(error) = event.error {
-            self.place = Place::Over;
-            self.speaker.fail(&error, out);
+            self.tell_failure(&error, out);
             return;
         }
         self.usage = event.usage.or(self.usage);
@@ -136,26 +141,40 @@ impl<S: Speaker> Teller<S> {
     fn choice(&mut self, choice: &mut chat::ChoiceDelta, out: &mut Vec<u8>) {
         let logprobs = choice.take_logprobs();
         let text = choice.delta.content.take().unwrap_or_default();
+        let mut calls = choice.take_calls();
+        // A chunk does not say whether its text stands before or behind its calls; that of a call which grows is behind it.
+        let begun = calls.iter().take_while(|call| self.is_growing(call)).count();
+        let new = calls.split_off(begun);
+        self.calls(calls, out);
         if !text.is_empty() || !logprobs.is_empty() {
             self.speaker.text(&text, logprobs, out);
             self.call = None;
         }
-        for call in choice.take_calls() {
-            match (call.id, call.function.name) {
-                (Some(id), Some(name)) => {
-                    self.call = Some(call.index);
-                    self.speaker.call(&id, &name, out);
-                }
-                _ if self.call == Some(call.index) => (),
-                _ => return self.fail("the worker's stream mixes calls of tools", out),
+        self.calls(new, out);
+        if let Some(ending) = choice.take_ending()
+            && self.place == Place::Speaking
+        {
+            self.place = Place::Finished;
+            self.speaker.finish(ending, out);
+        }
+    }
+
+    fn is_growing(&self, call: &chat::CallDelta) -> bool {
+        call.id.is_none() && self.call == Some(call.index)
+    }
+
+    fn calls(&mut self, calls: Vec<chat::CallDelta>, out: &mut Vec<u8>) {
+        for call in calls {
+            if !self.is_growing(&call) {
+                let (Some(id), Some(name)) = (call.id, call.function.name) else {
+                    return self.fail("the worker's stream mixes calls of tools", out);
+                };
+                self.call = Some(call.index);
+                self.speaker.call(&id, &name, out);
             }
             if !call.function.arguments.is_empty() {
                 self.speaker.arguments(&call.function.arguments, out);
             }
-        }
-        if let Some(ending) = choice.take_ending() {
-            self.place = Place::Finished;
-            self.speaker.finish(ending, out);
         }
     }
 
@@ -173,9 +192,14 @@ impl<S: Speaker> Teller<S> {
     /// Ends with an error, unless the end was told.
     fn fail(&mut self, message: &str, out: &mut Vec<u8>) {
         if self.place != Place::Over {
-            self.place = Place::Over;
-            self.speaker.fail(&ErrorKind::UpstreamFailed.object(message, None), out);
+            self.tell_failure(&ErrorKind::UpstreamFailed.object(message, None), out);
         }
+    }
+
+    fn tell_failure(&mut self, error: &ErrorObject, out: &mut Vec<u8>) {
+        self.place = Place::Over;
+        self.has_failed = true;
+        self.speaker.fail(error, out);
     }
 }
 

@@ -32,6 +32,11 @@ use crate::{ApiError, Shutdown};
 /// Header that names a request in logs and answers; taken over from the client where it sends one.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// A client that takes nothing of its answer for so long is cut off: it would hold what the answer needs for ever, and while
+/// it does not read, a server cannot see that it has gone.
+#[cfg(target_os = "linux")]
+const READER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeOptions {
@@ -119,6 +124,9 @@ async fn accept(
     let (stream, peer) = listener.accept().await?;
     // Without it a first token can wait 40 ms for the client's delayed acknowledgement.
     stream.set_nodelay(true)?;
+    // By the kernel, which knows what the client took, at no cost for each answer. Elsewhere only the system's own limits count.
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(READER_TIMEOUT))?;
     Ok((stream, peer, permit))
 }
 
@@ -191,4 +199,18 @@ async fn answer(desk: Arc<Desk>, peer: SocketAddr, mut request: Request<Incoming
     })?;
     response.headers_mut().insert(REQUEST_ID, id);
     Ok(response)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_has_a_limit() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, ..) = accept(&listener, &Arc::new(Semaphore::new(1))).await.unwrap();
+        let limit = socket2::SockRef::from(&stream).tcp_user_timeout().unwrap();
+        assert_eq!(limit, Some(READER_TIMEOUT));
+    }
 }

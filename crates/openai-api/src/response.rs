@@ -124,6 +124,9 @@ pub struct ChatChoice {
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// The stop text that ended it; left out if none did. vLLM's member: OpenAI's API does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// What the assistant says.
@@ -203,6 +206,9 @@ pub struct CompletionChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// Why it ended; null in all chunks of this choice but the last.
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it; left out if none did. vLLM's member: OpenAI's API does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// A field that is absent (`None`), null (`Some(None)`) or there.
@@ -236,6 +242,7 @@ mod tests {
             message,
             logprobs: None,
             finish_reason: reason,
+            stop_reason: None,
         }
     }
 
@@ -303,6 +310,7 @@ mod tests {
             index: 0,
             logprobs: None,
             finish_reason: Some(FinishReason::Length),
+            stop_reason: None,
         }];
         let answer = Completion::new("cmpl-1".into(), 7, "m".into(), choices, Usage::new(1, 16));
         let expected = json!({

@@ -6,6 +6,9 @@ use crate::error::InvalidRequest;
 use crate::fields::Fields;
 use crate::generation::{Generation, StreamMode};
 
+/// Longest `id` in bytes: each chunk repeats it.
+const MAX_ID_BYTES: usize = 256;
+
 /// Reads `resume`, which is for a stream of one answer without log probabilities.
 pub(crate) fn resume(
     fields: &mut Fields,
@@ -30,6 +33,10 @@ pub(crate) fn resume(
 
 fn read(mut fields: Fields) -> Result<Resume, InvalidRequest> {
     let id = fields.required_string("id")?;
+    if id.len() > MAX_ID_BYTES {
+        let reason = format!("may have at most {MAX_ID_BYTES} bytes, this one has {}", id.len());
+        return Err(InvalidRequest::value(fields.path("id"), reason));
+    }
     let path = fields.path("created");
     let created = fields
         .integer("created")?

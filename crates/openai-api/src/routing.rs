@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -34,17 +35,31 @@ struct Raw<'a> {
     prompt: Option<&'a RawValue>,
     #[serde(borrow, default)]
     input: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "there")]
+    resume: bool,
+}
+
+/// That the member is there, whatever it says.
+fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|IgnoredAny| true)
 }
 
 /// Reads `model` and `stream` of a body and skips the rest, which is for the worker to judge.
 ///
-/// A name that stands twice is refused, so that gateway and worker cannot read different models.
+/// A name that stands twice is refused, so that gateway and worker cannot read different models; and so is `resume`, by
+/// which a gateway has one worker go on with what another one began: it would stand twice when that has to be done.
 pub fn routing(body: &[u8]) -> Result<Routing<'_>, InvalidRequest> {
     // A struct would also be read from an array.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(InvalidRequest::json("it does not start with `{`"));
     }
     let raw: Raw<'_> = serde_json::from_slice(body).map_err(InvalidRequest::json)?;
+    if raw.resume {
+        return Err(InvalidRequest::unsupported(
+            "resume",
+            "is the gateway's own, and no client's; leave it out: a stream whose worker is lost goes on by itself",
+        ));
+    }
     let Some(name) = raw.model else {
         return Err(InvalidRequest::missing("model"));
     };
@@ -117,6 +132,16 @@ mod tests {
         assert_eq!(refusal("{}"), missing);
         assert_eq!(refusal(r#"{"model": null}"#), missing);
         assert_eq!(refusal(r#"{"model": ""}"#), missing);
+    }
+
+    #[test]
+    fn what_is_the_gateways_own_is_refused_whatever_it_says() {
+        for resume in ["null", "{}", r#"{"id": "x", "created": 1, "tokens": [1]}"#] {
+            let body = format!(r#"{{"model": "m", "resume": {resume}}}"#);
+            let expected = (Some("resume".to_owned()), InvalidCode::UnsupportedParameter);
+            assert_eq!(refusal(&body), expected);
+        }
+        assert!(routing(br#"{"model": "m", "metadata": {"resume": 1}}"#).is_ok());
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct ChatChoiceDelta {
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended; null in all chunks of this choice but the last.
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it; left out if none did. vLLM's member: OpenAI's API does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// What is new of a message.
@@ -189,6 +192,15 @@ impl ChatChunks {
         self.choice(index, Delta::default(), None, Some(reason))
     }
 
+    /// The same, with the stop text that ended the choice, if one did.
+    pub fn finish_at(&self, index: u32, reason: FinishReason, stop: Option<String>) -> ChatCompletionChunk {
+        let mut chunk = self.finish(index, reason);
+        if let [choice] = chunk.choices.as_mut_slice() {
+            choice.stop_reason = stop;
+        }
+        chunk
+    }
+
     /// The chunk with the usage, if it was asked for.
     pub fn usage(&self, usage: Usage) -> Option<ChatCompletionChunk> {
         self.head
@@ -208,6 +220,7 @@ impl ChatChunks {
             delta,
             logprobs,
             finish_reason,
+            stop_reason: None,
         };
         self.chunk(vec![choice], self.head.no_usage())
     }
@@ -247,6 +260,15 @@ impl CompletionChunks {
         self.choice(index, String::new(), None, Some(reason))
     }
 
+    /// The same, with the stop text that ended the choice, if one did.
+    pub fn finish_at(&self, index: u32, reason: FinishReason, stop: Option<String>) -> Completion {
+        let mut chunk = self.finish(index, reason);
+        if let [choice] = chunk.choices.as_mut_slice() {
+            choice.stop_reason = stop;
+        }
+        chunk
+    }
+
     /// The chunk with the usage, if it was asked for.
     pub fn usage(&self, usage: Usage) -> Option<Completion> {
         self.head
@@ -266,6 +288,7 @@ impl CompletionChunks {
             index,
             logprobs,
             finish_reason,
+            stop_reason: None,
         };
         self.chunk(vec![choice], self.head.no_usage())
     }
@@ -303,7 +326,7 @@ mod tests {
             chunks.text(1, "Hi".into(), None),
             chunks.finish(1, FinishReason::Length),
             chunks.text(0, "Ho".into(), None),
-            chunks.finish(0, FinishReason::Stop),
+            chunks.finish_at(0, FinishReason::Stop, Some("!".into())),
         ];
         let deltas = [
             json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}),
@@ -311,7 +334,7 @@ mod tests {
             json!({"index": 1, "delta": {"content": "Hi"}, "finish_reason": null}),
             json!({"index": 1, "delta": {}, "finish_reason": "length"}),
             json!({"index": 0, "delta": {"content": "Ho"}, "finish_reason": null}),
-            json!({"index": 0, "delta": {}, "finish_reason": "stop"}),
+            json!({"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "!"}),
         ];
         for (chunk, delta) in made.iter().zip(deltas) {
             let expected = json!({

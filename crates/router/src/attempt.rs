@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use heartbeat_registry::Address;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use openai_api::sse;
 use tokio::time::{Instant, timeout_at};
@@ -20,7 +21,13 @@ pub(crate) struct Limits {
     pub(crate) silence: Duration,
     /// For the first byte, whatever signs of life there are.
     pub(crate) in_all: Duration,
+    /// Between two pieces of an answer that is no stream.
+    pub(crate) stall: Duration,
 }
+
+/// An answer that is no stream is held back until it is complete, so that another worker can give it where one breaks off in
+/// the middle; but not if it is longer than this.
+const MAX_HELD: usize = 1 << 20;
 
 /// An answer that has begun.
 pub(crate) struct Answer {
@@ -88,7 +95,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Sends the call to one worker and awaits the first bytes of the answer.
+/// Sends the call to one worker and awaits the first bytes of the answer; of one that is no stream all of it, up to
+/// [`MAX_HELD`].
 pub(crate) async fn attempt(
     upstream: &Upstream,
     call: &Call,
@@ -116,13 +124,44 @@ pub(crate) async fn attempt(
         if is_stream && is_sign_of_life(&data) {
             deadline = (Instant::now() + limits.silence).min(began + limits.in_all);
         } else if !data.is_empty() {
+            let first = match call.is_stream() {
+                true => data,
+                false => held(data, &mut rest, limits.stall, began + limits.in_all).await?,
+            };
             return Ok(Answer {
                 head,
-                first: Some(data),
+                first: Some(first),
                 rest,
             });
         }
     }
+}
+
+/// The whole of a body that begins with these bytes, or as much as may be held back, or has come by then.
+async fn held(first: Bytes, rest: &mut Incoming, stall: Duration, by: Instant) -> Result<Bytes, Failure> {
+    // Most are short, and there at once; what is too long by what it says itself need not be copied first.
+    if rest.is_end_stream() || rest.size_hint().lower() > MAX_HELD as u64 {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::from(first);
+    while whole.len() < MAX_HELD {
+        let limit = (Instant::now() + stall).min(by);
+        let frame = match timeout_at(limit, rest.frame()).await {
+            Ok(Some(frame)) => frame.map_err(|error| Failure::Broke(root_cause(&error)))?,
+            Ok(None) => break,
+            Err(_) if limit == by => break,
+            Err(_) => {
+                let stall = stall.as_secs_f64();
+                return Err(Failure::Broke(format!(
+                    "it stopped in the middle of the answer for {stall:.1} s"
+                )));
+            }
+        };
+        if let Ok(data) = frame.into_data() {
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(whole.freeze())
 }
 
 /// Asks a worker for as little as possible. `Ok` if it answers, whatever: also that it is busy, or that it does not like the
@@ -139,6 +178,7 @@ pub(crate) async fn probe(
     let limits = Limits {
         silence: limit,
         in_all: limit,
+        stall: limit,
     };
     match attempt(upstream, &call, address, limits).await {
         Ok(_) | Err(Failure::Busy(_)) => Ok(()),

@@ -14,6 +14,11 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Whether its answers can be streams; the others take no notice of `stream`.
+    pub(crate) fn can_stream(self) -> bool {
+        matches!(self, Self::ChatCompletions | Self::Completions)
+    }
+
     /// Its path, the same at the workers.
     pub(crate) fn path(self) -> &'static str {
         match self {

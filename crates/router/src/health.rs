@@ -47,6 +47,8 @@ impl Clock {
 pub(crate) enum Kind {
     Plain,
     Stream,
+    /// No token is written for it.
+    Quick,
 }
 
 /// One failure of a worker, for which it is passed over.
@@ -62,7 +64,7 @@ pub(crate) struct Health {
     /// As the bits of an `f32`.
     success: AtomicU32,
     /// Milliseconds, as the bits of an `f32`, by [`Kind`]; 0 is unknown.
-    first_byte: [AtomicU32; 2],
+    first_byte: [AtomicU32; 3],
     /// Attempts that have no first byte yet.
     owed: AtomicU32,
     /// When it last gave a first byte, or began to owe one.
@@ -81,7 +83,7 @@ impl Health {
             clock,
             incarnation: AtomicU64::new(incarnation),
             success: AtomicU32::new(1_f32.to_bits()),
-            first_byte: [AtomicU32::new(0), AtomicU32::new(0)],
+            first_byte: Default::default(),
             owed: AtomicU32::new(0),
             owing_since: AtomicU64::new(0),
             last_end: AtomicU64::new(NEVER),
@@ -117,7 +119,8 @@ impl Health {
     }
 
     fn is_overdue(&self, silence_ms: u64) -> bool {
-        let usual = self.usual(Kind::Plain).max(self.usual(Kind::Stream));
+        let usual = [Kind::Plain, Kind::Stream, Kind::Quick].map(|kind| self.usual(kind));
+        let usual = usual.into_iter().fold(0.0, f32::max);
         let limit = if usual > 0.0 {
             OVERDUE_AT_LEAST_MS.max((usual * OVERDUE_TIMES) as u64)
         } else {
@@ -183,13 +186,14 @@ impl Health {
         before.ok().and_then(broken).map(Break)
     }
 
-    /// It answered what it was asked since it failed this time. What it failed at since is another time.
-    pub(crate) fn mend(&self, broken: Break) {
+    /// It answered what it was asked since it failed this time. What it failed at since is another time. Whether it was
+    /// passed over until now, and is no longer.
+    pub(crate) fn mend(&self, broken: Break) -> bool {
         let Break(breaks) = broken;
         // Fails if it is fine, or has failed again since.
-        let _ = self
-            .breaks
-            .compare_exchange(breaks, breaks & !1, Ordering::Relaxed, Ordering::Relaxed);
+        self.breaks
+            .compare_exchange(breaks, breaks & !1, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Whether it has not answered since it failed this time, and is still the same process.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use scheduler::Refusal as Obstacle;
 use shared_contract::{ErrorKind, ModelId};
 use tokio::time::Instant;
@@ -30,6 +30,8 @@ use refusals::invalid;
 
 /// Header with the milliseconds within which the client wants to have the whole answer.
 const DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// Header in which some clients show the key that others send as `authorization`.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Header with the id of the request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Asks for the tokens of each event, by which another worker could go on.
@@ -96,18 +98,20 @@ impl Journey {
             Some(line) => line,
             None => shared.lines.of(&shared.supply.resolve(&routing.model)?),
         };
-        let (stream, name) = (routing.stream, line.model().as_str());
+        let (stream, name) = (routing.stream && endpoint.can_stream(), line.model().as_str());
         let prefix = routing.prompt_at.map(|at| line.prefix(&body[at]));
         // An alias: workers know only the model's own name.
         let named = (routing.model != name).then(|| openai_api::with_model(body, routing.model_at, name));
         let body = named.map_or_else(|| body.clone(), Bytes::from);
-        if stream {
-            headers.insert(TOKENS_HEADER, TOKENS);
-        }
+        strip(&mut headers, stream);
         let is_light = endpoint == Endpoint::CountTokens;
         let request = Request {
             terms: Terms::take(&mut headers, is_light.then_some(Feature::CountTokens)),
-            kind: if stream { Kind::Stream } else { Kind::Plain },
+            kind: match endpoint {
+                Endpoint::Embeddings | Endpoint::CountTokens => Kind::Quick,
+                _ if stream => Kind::Stream,
+                _ => Kind::Plain,
+            },
             is_light,
             is_under_way: false,
             prefix: prefix.flatten(),
@@ -276,7 +280,7 @@ impl Journey {
             if let Ok(ticket) = granted {
                 return Ok(ticket);
             }
-            if matches!(self.line.rank(waiting.place()), Some((1, _))) {
+            if self.line.is_first(waiting.place()) {
                 // The first speaks for all.
                 let (count, longest_wait) = self.line.queue();
                 self.tell_demand(count, longest_wait);
@@ -356,6 +360,19 @@ impl Journey {
     }
 }
 
+/// Makes of a client's headers those that workers may see. Only the queen asks for names of tokens, as she takes them out of
+/// the stream again; and only of a stream that is not compressed can she do so, and see how far it got.
+fn strip(headers: &mut HeaderMap, stream: bool) {
+    // The queen's own key: workers have another one.
+    headers.remove(API_KEY);
+    if stream {
+        headers.remove(header::ACCEPT_ENCODING);
+        headers.insert(TOKENS_HEADER, TOKENS);
+    } else {
+        headers.remove(TOKENS_HEADER);
+    }
+}
+
 /// Takes the client's deadline out of its headers.
 fn deadline(headers: &mut HeaderMap, arrived: Instant) -> Result<Option<Instant>, Refusal> {
     let Some(value) = headers.remove(DEADLINE) else {
@@ -369,5 +386,33 @@ fn deadline(headers: &mut HeaderMap, arrived: Instant) -> Result<Option<Instant>
             format!("{DEADLINE}: expected a whole number of milliseconds above 0"),
         )
         .with_param(DEADLINE.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(stream: bool) -> Vec<(String, String)> {
+        let mut headers = HeaderMap::new();
+        for name in ["x-rbee-tokens", "accept-encoding", "x-api-key", "x-mine"] {
+            headers.insert(name, HeaderValue::from_static("client"));
+        }
+        strip(&mut headers, stream);
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        let mut headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect();
+        headers.sort();
+        headers
+    }
+
+    #[test]
+    fn workers_see_neither_a_clients_key_nor_what_only_a_queen_may_ask_for() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mine = pair("x-mine", "client");
+        assert_eq!(stripped(true), [mine.clone(), pair("x-rbee-tokens", "1")]);
+        assert_eq!(stripped(false), [pair("accept-encoding", "client"), mine]);
     }
 }

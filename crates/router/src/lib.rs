@@ -75,7 +75,7 @@ pub struct RouterOptions {
     pub first_byte_timeout: Duration,
     /// Limit for the first byte of an answer that is no stream: it comes when the answer is complete.
     pub answer_timeout: Duration,
-    /// A stream that has begun and is silent for so long has been lost.
+    /// An answer that has begun and is silent for so long has been lost.
     pub stall_timeout: Duration,
 }
 
@@ -115,11 +115,13 @@ impl Shared {
         let RouterOptions {
             first_byte_timeout,
             answer_timeout,
+            stall_timeout,
             ..
         } = self.options;
         Limits {
             silence: if is_stream { first_byte_timeout } else { answer_timeout },
             in_all: answer_timeout.max(first_byte_timeout),
+            stall: stall_timeout,
         }
     }
 }

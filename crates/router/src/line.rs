@@ -183,12 +183,8 @@ impl Line {
         };
         state.waiting.insert(place, waiter);
         self.metrics.waiting.inc();
-        if state
-            .waiting
-            .first_key_value()
-            .is_some_and(|(first, _)| *first == place)
-        {
-            // What became free before it stood in the line was offered to nobody.
+        if request.is_light || state.is_next(place) {
+            // What became free before it stood in the line was not offered to it.
             self.offer_from(state, None);
         }
         drop(guard);
@@ -207,24 +203,22 @@ impl Line {
     /// The same; `freed` is the place among the model's workers of the one that has become free.
     fn offer_from(self: &Arc<Self>, state: &mut State, freed: Option<usize>) {
         let mut from = 0;
-        // The first in the line may ask a suspect if there is nobody else, as a request would that need not wait: otherwise
-        // they would all wait for a worker that is well.
+        // The first that can may ask a suspect if there is nobody else, as a request would that need not wait: otherwise they
+        // would all wait for a worker that is well.
         let mut suspects = Suspects::LastResort;
         while let Some((&place, waiter)) = state.waiting.range(from..).next() {
             let request = waiter.request.clone();
-            match self.claim(
-                state,
-                &request,
-                std::mem::replace(&mut suspects, Suspects::Avoid),
-                freed,
-            ) {
-                Ok(ticket) => match state.waiting.remove(&place).map(|waiter| waiter.grant.send(ticket)) {
-                    // It has just given up. Its worker is still free: the next in the line gets it.
-                    Some(Err(ticket)) => ticket.discard(),
-                    // Only one slot has become free: in a large fleet it takes a while to see that there is no other.
-                    Some(Ok(())) if freed.is_some() => return,
-                    _ => {}
-                },
+            match self.claim(state, &request, suspects, freed) {
+                Ok(ticket) => {
+                    suspects = Suspects::Avoid;
+                    match state.waiting.remove(&place).map(|waiter| waiter.grant.send(ticket)) {
+                        // It has just given up. Its worker is still free: the next in the line gets it.
+                        Some(Err(ticket)) => ticket.discard(),
+                        // Only one slot has become free: in a large fleet it takes a while to see that there is no other.
+                        Some(Ok(())) if freed.is_some() => return,
+                        _ => {}
+                    }
+                }
                 // Whoever is choosier than the others does not hold them up.
                 Err(_) if !request.terms.takes_anybody() => from = place + 1,
                 Err(_) => break,
@@ -255,6 +249,15 @@ impl Line {
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().waiting.len()
+    }
+
+    /// Whether the request at `place` waits, and nobody has waited for longer.
+    pub(crate) fn is_first(&self, place: u64) -> bool {
+        let state = self.lock();
+        state
+            .waiting
+            .first_key_value()
+            .is_some_and(|(first, _)| *first == place)
     }
 
     /// Where the request at `place` stands, from 1, and how many wait; `None` if it does not.
@@ -378,7 +381,7 @@ impl Line {
             let worker = key(worker);
             state.affinity.note(prefix, Known { worker, place });
         }
-        Ok(Ticket::new(self, worker.claim(), place, health, request.kind))
+        Ok(Ticket::new(self, worker.claim(), place, health, request))
     }
 
     fn choose(

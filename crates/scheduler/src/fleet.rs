@@ -175,9 +175,9 @@ pub enum Outcome {
     TooSmall {
         /// What the workers that may be evicted would give back.
         evictable_bytes: u64,
-        /// Workers that are busy or start.
+        /// Workers that are busy or start, and may go later.
         busy: usize,
-        /// Workers that are to stay, and are not busy.
+        /// Workers that are to stay, busy or not.
         pinned: usize,
     },
     /// Nothing may be started there.

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
 use openai_api::{
-    AnswerMessage, ChatChoice, ChatChunks, ChatCompletion, ChatLogprobs, ChatRequest, FinishReason, Message,
-    StreamMode, TokenLogprob, ToolCallDelta, TopLogprob, Usage, sse,
+    AnswerMessage, ChatChoice, ChatChunks, ChatCompletion, ChatLogprobs, ChatRequest, Message, StreamMode,
+    TokenLogprob, ToolCallDelta, TopLogprob, Usage, sse,
 };
 use worker_contract::Resume;
 
@@ -18,7 +18,7 @@ use super::stream::{self, Frames};
 use super::structured::Form;
 use super::{Shared, answer, check_model, refused, resumption, served};
 use crate::answers::Whole;
-use crate::generation::Order;
+use crate::generation::{End, Order};
 use crate::language::Language;
 use crate::metrics::Endpoint;
 use crate::parts::{CallPart, Part};
@@ -135,6 +135,7 @@ fn choice(index: u32, answer: Whole, has_logprobs: bool) -> ChatChoice {
         message: AnswerMessage::new(answer.text, answer.calls),
         logprobs: has_logprobs.then(|| logprobs(answer.tokens)),
         finish_reason: answer.reason,
+        stop_reason: answer.stop,
     }
 }
 
@@ -175,8 +176,8 @@ impl Frames for ChatFrames {
         })
     }
 
-    fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes {
-        sse::event(&self.chunks.finish(choice, reason))
+    fn finish(&mut self, choice: u32, end: End) -> Bytes {
+        sse::event(&self.chunks.finish_at(choice, end.reason, end.stop))
     }
 
     fn end(&self, usage: Usage) -> Bytes {

@@ -8,15 +8,15 @@ use bytes::Bytes;
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
 use openai_api::{
-    Completion, CompletionChoice, CompletionChunks, CompletionLogprobs, CompletionRequest, FinishReason, Prompt,
-    StreamMode, TextOffset, Usage, sse,
+    Completion, CompletionChoice, CompletionChunks, CompletionLogprobs, CompletionRequest, Prompt, StreamMode,
+    TextOffset, Usage, sse,
 };
 
 use super::manners::{Manners, tell_ignored};
 use super::stream::{self, Frames};
 use super::{Shared, answer, check_model, prompts, refused, resumption, served};
 use crate::answers::Whole;
-use crate::generation::Order;
+use crate::generation::{End, Order};
 use crate::metrics::Endpoint;
 use crate::parts::Part;
 use crate::state::Served;
@@ -70,6 +70,7 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
                 index,
                 logprobs: has_logprobs.then(|| logprobs(answer.tokens, &mut TextOffset::default())),
                 finish_reason: Some(answer.reason),
+                stop_reason: answer.stop,
             });
             Json(Completion::new(id, created, model, choices.collect(), usage)).into_response()
         }
@@ -144,8 +145,8 @@ impl Frames for CompletionFrames {
         sse::event(&self.chunks.text(choice, part.text, logprobs))
     }
 
-    fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes {
-        sse::event(&self.chunks.finish(choice, reason))
+    fn finish(&mut self, choice: u32, end: End) -> Bytes {
+        sse::event(&self.chunks.finish_at(choice, end.reason, end.stop))
     }
 
     fn end(&self, usage: Usage) -> Bytes {

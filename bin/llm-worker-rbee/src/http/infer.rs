@@ -12,7 +12,7 @@ use worker_contract::{FinishReason, InferEvent, InferRequest, InferUsage};
 
 use super::stream::{self, Frames};
 use super::{Shared, answer, served};
-use crate::generation::Order;
+use crate::generation::{End, Order};
 use crate::metrics::Endpoint;
 use crate::parts::Part;
 
@@ -86,8 +86,8 @@ impl Frames for InferFrames {
         sse::event(&InferEvent::Token { text: part.text })
     }
 
-    fn finish(&mut self, _choice: u32, reason: openai_api::FinishReason) -> Bytes {
-        self.finish_reason = match reason {
+    fn finish(&mut self, _choice: u32, end: End) -> Bytes {
+        self.finish_reason = match end.reason {
             openai_api::FinishReason::Stop | openai_api::FinishReason::ToolCalls => FinishReason::Stop,
             openai_api::FinishReason::Length => FinishReason::Length,
         };

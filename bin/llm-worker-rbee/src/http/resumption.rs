@@ -9,6 +9,14 @@ use crate::state::Served;
 
 /// Where the answer stands, if this model can have come there.
 pub(super) fn read(served: &Served, resume: &Resume) -> Result<Resumed, ApiError> {
+    let context_length = served.engine.context_length();
+    // Before they are looked at one by one.
+    if resume.tokens.len() > context_length {
+        return Err(unfit(
+            context_length,
+            format_args!("this model's context holds {context_length} tokens"),
+        ));
+    }
     let mut tokens = resume.tokens.clone();
     let ends = served.language.end_tokens();
     let is_ended = tokens.pop_if(|token| ends.contains(token)).is_some();

@@ -8,12 +8,13 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use daemon::ApiError;
 use futures_util::stream::{self, StreamExt};
-use openai_api::{FinishReason, Usage, sse};
+use openai_api::{Usage, sse};
 use shared_contract::{ErrorBody, ErrorObject};
 use worker_contract::TOKENS_COMMENT;
 
 use super::reader::Attended;
 use crate::answers::{Answers, Step};
+use crate::generation::End;
 use crate::parts::Part;
 
 /// A comment is sent after this long without an event, also before the first one.
@@ -31,7 +32,7 @@ pub(super) trait Frames: Send + 'static {
     fn part(&mut self, choice: u32, part: Part) -> Bytes;
 
     /// One answer is complete.
-    fn finish(&mut self, choice: u32, reason: FinishReason) -> Bytes;
+    fn finish(&mut self, choice: u32, end: End) -> Bytes;
 
     /// All that follows the last answer.
     fn end(&self, usage: Usage) -> Bytes;
@@ -126,7 +127,10 @@ impl<F: Frames> Streaming<F> {
                 let taken = std::mem::take(&mut part.taken);
                 named(&taken, self.frames.part(choice, part))
             }
-            Step::Finished { choice, end } => named(&end.taken, self.frames.finish(choice, end.reason)),
+            Step::Finished { choice, mut end } => {
+                let taken = std::mem::take(&mut end.taken);
+                named(&taken, self.frames.finish(choice, end))
+            }
             Step::Done(usage) => {
                 self.upcoming = Upcoming::Nothing;
                 self.frames.end(usage)

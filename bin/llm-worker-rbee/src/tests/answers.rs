@@ -103,14 +103,25 @@ async fn a_stop_text_ends_the_answer_and_never_gets_out() {
         let answer = worker.answer(CHAT, &chat(json!({"stop": stop}))).await;
         assert_eq!(answer["choices"][0]["message"]["content"], "one, two");
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        assert_eq!(answer["choices"][0]["stop_reason"], ", three");
         assert_eq!(answer["usage"]["completion_tokens"], 15, "the stop text was generated");
 
         let mut events = worker.stream(CHAT, &chat(json!({"stop": stop, "stream": true}))).await;
         assert_eq!(events.pop().unwrap(), "[DONE]");
         let chunks = parsed(&events);
         assert_eq!(text_of_chat(&chunks), "one, two");
-        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+        let finish = &chunks.last().unwrap()["choices"][0];
+        assert_eq!(
+            (&finish["finish_reason"], &finish["stop_reason"]),
+            (&json!("stop"), &json!(", three"))
+        );
+
+        let answer = worker.answer(COMPLETIONS, &completion(json!({"stop": stop}))).await;
+        assert_eq!(answer["choices"][0]["stop_reason"], ", three");
     }
+    let answer = worker.answer(CHAT, &chat(json!({"stop": "five"}))).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["choices"][0].get("stop_reason"), None, "the model ended it");
 }
 
 #[tokio::test]

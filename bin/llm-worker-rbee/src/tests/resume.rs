@@ -46,6 +46,7 @@ struct Said {
     /// Name and arguments.
     calls: Vec<(String, String)>,
     finish: Vec<Value>,
+    stops: Vec<Value>,
     usage: Vec<Value>,
 }
 
@@ -81,6 +82,7 @@ fn said<'a>(events: impl IntoIterator<Item = &'a Event>) -> Said {
             }
             said.finish
                 .extend(Some(choice["finish_reason"].clone()).filter(|reason| !reason.is_null()));
+            said.stops.extend(choice.get("stop_reason").cloned());
         }
     }
     said
@@ -107,6 +109,7 @@ async fn check_every_cut(script: &Script, path: &str, body: &Value) -> Said {
         let mut joined = said(head.iter().chain(&tail));
         // A finish that is within the tokens is said again.
         joined.finish.dedup();
+        joined.stops.dedup();
         assert_eq!(joined, expected, "cut behind event {cut}: {tokens:?}");
     }
     expected
@@ -157,13 +160,13 @@ async fn penalties_count_what_was_said_before_the_cut() {
 #[tokio::test]
 async fn a_stop_text_may_stand_across_the_cut() {
     let script = Script::new("one, two, three, four");
-    for stop in [
-        json!(", three"),
-        json!(["four", ", three"]),
-        json!(["two, three", "e, t"]),
+    for (stop, reached) in [
+        (json!(", three"), ", three"),
+        (json!(["four", ", three"]), ", three"),
+        (json!(["two, three", "e, t"]), "e, t"),
     ] {
         let said = check_every_cut(&script, CHAT, &chat(json!({"stop": stop}))).await;
-        assert_eq!(said.finish, [json!("stop")]);
+        assert_eq!((said.finish, said.stops), (vec![json!("stop")], vec![json!(reached)]));
         assert!(!said.text.contains("three"), "{}", said.text);
     }
     let held = check_every_cut(&script, CHAT, &chat(json!({"stop": [", four and", "four five"]}))).await;
@@ -171,6 +174,7 @@ async fn a_stop_text_may_stand_across_the_cut() {
         held.text, "one, two, three, four",
         "what is held back to the end comes out once"
     );
+    assert_eq!(held.stops, [json!(null); 0]);
     let limited = chat(json!({"stop": "ab", "max_tokens": 3}));
     let held = check_every_cut(&Script::new("xaab"), CHAT, &limited).await;
     assert_eq!(
@@ -213,6 +217,25 @@ async fn the_token_limit_counts_from_the_first_token() {
         (&said.finish[0], &said.usage[0]["total_tokens"]),
         (&json!("length"), &json!(24))
     );
+}
+
+#[tokio::test]
+async fn where_there_is_less_room_what_was_held_back_still_comes_out() {
+    let script = Script::new("x aaaa tail");
+    let mut body = chat(json!({"stop": "aaaab", "stream": true, "stream_options": {"include_usage": true}}));
+    let first = TestWorker::start(script.clone(), &[]).await;
+    let whole = said(&stream(&first, CHAT, &body).await);
+    assert_eq!(whole.text, "x aaaa tail");
+    let prompt_tokens = whole.usage[0]["prompt_tokens"].as_u64().unwrap();
+    let small = Script {
+        context_length: usize::try_from(prompt_tokens).unwrap() + 4,
+        ..script
+    };
+    let second = TestWorker::start(small, &[]).await;
+    let tokens: Vec<u32> = "x aaaa".bytes().map(|byte| ANSWER + u32::from(byte)).collect();
+    body["resume"] = json!({"id": "x", "created": 1, "tokens": tokens});
+    let rest = said(&stream(&second, CHAT, &body).await);
+    assert_eq!((rest.text.as_str(), &rest.finish[0]), ("aaaa", &json!("length")));
 }
 
 #[tokio::test]
@@ -298,6 +321,7 @@ async fn what_no_worker_can_have_begun_is_refused() {
     for (more, tokens, param) in [
         (json!({}), vec![ANSWER, 70_000], "resume.tokens[1]"),
         (json!({}), vec![256, ANSWER], "resume.tokens[0]"),
+        (json!({}), vec![ANSWER; 1_001], "resume.tokens[1000]"),
         (json!({"response_format": json_object}), of("{]"), "resume.tokens[1]"),
         (json!({"n": 2}), of("H"), "resume"),
         (json!({"stream": false}), of("H"), "resume"),

@@ -175,6 +175,18 @@ fn aliases(written: &[String], catalogue: &Catalogue) -> Result<BTreeMap<String,
             Err(why) => mistakes.push(format!("--alias `{name}`: {why}")),
         }
     }
+    let mut sources: BTreeMap<&ModelId, (&str, &ModelRef)> = BTreeMap::new();
+    for (name, alias) in &aliases {
+        if let Some(reference) = &alias.reference {
+            let (first, source) = *sources.entry(&alias.model).or_insert((name, reference));
+            if source != reference {
+                mistakes.push(format!(
+                    "--alias `{name}`: its reference and that of `{first}` are both called `{}`; only one of them can be served",
+                    alias.model
+                ));
+            }
+        }
+    }
     if mistakes.is_empty() {
         Ok(aliases)
     } else {
@@ -243,6 +255,7 @@ mod tests {
             (&["a=m", "a=n"], "twice"),
             (&["smollm2-135m-instruct=m"], "catalogue"),
             (&["a=hf:me"], "REPO"),
+            (&["a=file:/x/m.gguf", "b=file:/y/m.gguf"], "both called"),
         ] {
             let mistakes = read(written).unwrap_err();
             assert!(mistakes[0].contains(word), "{written:?}: {mistakes:?}");

@@ -2,6 +2,7 @@
 
 mod beats;
 mod counted;
+mod supply;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::fleet::Counts;
 
 pub(crate) use beats::BeatMetrics;
 pub(crate) use counted::Counted;
+pub(crate) use supply::{LoadResult, SupplyMetrics};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MemberLabels {

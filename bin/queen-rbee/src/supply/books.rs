@@ -3,6 +3,7 @@
 //! Everything is a plain function of the books and `now`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use shared_contract::{HiveId, ModelId, WorkerId};
@@ -17,6 +18,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A demand that is not repeated for this long is over: the router repeats it every second.
 const DEMAND_TTL: Duration = Duration::from_secs(3);
+/// A request stands in its line this soon after it was told of, or never.
+const TO_LINE: Duration = Duration::from_millis(100);
 /// A refusal is not looked into again for this long, however many ask.
 const VERDICT_TTL: Duration = Duration::from_millis(25);
 /// A refusal of what no request waits for is looked into again after this.
@@ -36,8 +39,10 @@ pub(crate) struct Books {
     settled: Vec<(Promise, Instant)>,
     /// Workers that are being ended.
     pub(crate) leaving: BTreeSet<WorkerId>,
-    /// Workers of statements that have ended, which are still to be ended.
-    pub(crate) ending: BTreeSet<WorkerId>,
+    /// Of those that are to be ended as their statements have: who has ended, though its hive may still tell of it,
+    pub(crate) ended: BTreeSet<WorkerId>,
+    /// and since when no hive tells of it.
+    pub(crate) unseen: HashMap<WorkerId, Instant>,
     /// Since when workers are seen to take requests.
     ready_since: HashMap<WorkerId, Instant>,
     pub(crate) record: Record,
@@ -72,7 +77,7 @@ pub(crate) struct Verdict {
     /// When a hive is asked again where it failed.
     pub(crate) retry_at: Option<Instant>,
     at: Instant,
-    /// Something has happened since.
+    /// Something has happened since, or it was not found for requests, for which more is done.
     is_stale: bool,
 }
 
@@ -144,9 +149,11 @@ impl Books {
         }
     }
 
-    /// Whether no worker is left over from a statement.
-    pub(crate) fn is_ending_none(&self) -> bool {
-        self.ending.is_empty()
+    /// Requests that were told of in this moment, and may not stand in the model's line yet.
+    pub(crate) fn just_told(&self, model: &ModelId, now: Instant) -> usize {
+        let demand = self.models.get(model).and_then(|entry| entry.demand);
+        let demand = demand.filter(|(.., told)| now.saturating_duration_since(*told) <= TO_LINE);
+        demand.map_or(0, |(waiting, ..)| waiting)
     }
 
     /// Models that anything is remembered of.
@@ -179,16 +186,16 @@ impl Books {
         verdict.is_none_or(|verdict| now.saturating_duration_since(verdict.at) >= QUIET_TTL)
     }
 
-    /// A model goes nowhere.
-    pub(crate) fn refuse(&mut self, model: &ModelId, why: String, now: Instant) {
+    /// A model goes nowhere; whether that holds for requests, too.
+    pub(crate) fn refuse(&mut self, model: &ModelId, why: &str, for_requests: bool, now: Instant) {
         let entry = self.models.entry(model.clone()).or_default();
         let failures = entry.failures.values().map(|failure| failure.until);
         let retry_at = failures.filter(|until| *until > now).min();
         entry.verdict = Some(Verdict {
-            why,
+            why: without_places(why),
             retry_at,
             at: now,
-            is_stale: false,
+            is_stale: !for_requests,
         });
     }
 
@@ -350,7 +357,37 @@ pub(crate) fn for_clients(reason: &str) -> String {
     if text.len() < line.len() {
         text.push('…');
     }
-    text
+    without_places(&text)
+}
+
+/// A text without addresses and paths of files, which are no business of clients; those of files can carry signatures.
+fn without_places(text: &str) -> String {
+    let words = text.split(' ').map(|word| {
+        let bare = word.trim_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '/' | '~' | '\\' | '[' | ']'));
+        match place(bare) {
+            Some(place) => word.replace(bare, place),
+            None => word.to_owned(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// What a word names, if that is a place.
+fn place(word: &str) -> Option<&'static str> {
+    let rest = word.strip_prefix("file:").unwrap_or(word);
+    let is_drive = matches!(rest.as_bytes(), [drive, b':', b'\\' | b'/', ..] if drive.is_ascii_alphabetic());
+    if word.contains("://") || ["http:", "https:"].iter().any(|scheme| word.starts_with(scheme)) {
+        return Some("(an address)");
+    }
+    if rest.len() < word.len() || is_drive || rest.starts_with("~/") || (rest.len() > 1 && rest.starts_with('/')) {
+        return Some("(a file)");
+    }
+    let is_port =
+        |(host, port): (&str, &str)| (host.contains('.') || host == "localhost") && port.parse::<u16>().is_ok();
+    let is_address = word.parse::<SocketAddr>().is_ok()
+        || word.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+        || word.rsplit_once(':').is_some_and(is_port);
+    is_address.then_some("(an address)")
 }
 
 #[cfg(test)]
@@ -402,7 +439,9 @@ mod tests {
         let (mut books, now, m) = (Books::default(), Instant::now(), model("m"));
         books.demand(&m, 1, S(0), now);
         books.fail(&m, &hive("a"), "no".into(), now);
-        books.refuse(&m, "nowhere".into(), now);
+        books.refuse(&m, "nowhere", false, now);
+        assert!(books.demand(&m, 2, S(0), now).is_stale, "it was for a statement");
+        books.refuse(&m, "nowhere", true, now);
         assert_eq!(books.verdict(&m).unwrap().retry_at, Some(now + FIRST_PAUSE));
         assert!(!books.demand(&m, 2, S(0), now + VERDICT_TTL / 2).is_stale);
         assert!(books.demand(&m, 2, S(0), now + VERDICT_TTL).is_stale);
@@ -464,5 +503,42 @@ mod tests {
         let said = "failed to start worker w: exit code 1; its last lines were:\nsecret path";
         assert_eq!(for_clients(said), "failed to start worker w: exit code 1");
         assert!(for_clients(&"é".repeat(1_000)).chars().count() <= MAX_CLIENT_REASON + 1);
+    }
+
+    #[test]
+    fn clients_are_shown_no_addresses_and_no_paths() {
+        for (said, shown) in [
+            (
+                "failed to read `/home/me/m.gguf`: gone",
+                "failed to read `(a file)`: gone",
+            ),
+            ("failed to open file:/m/x.gguf", "failed to open (a file)"),
+            ("C:\\models\\x.gguf is cut off", "(a file) is cut off"),
+            (
+                "failed to fetch https://h.example/m.gguf?sig=secret: 403",
+                "failed to fetch (an address): 403",
+            ),
+            (
+                "asked 10.0.0.7:7835, [::1]:80 and box.lan:7835.",
+                "asked (an address), (an address) and (an address).",
+            ),
+            (
+                "10.0.0.7 and fe80::1 are silent",
+                "(an address) and (an address) are silent",
+            ),
+            (
+                "hf:Qwen/Qwen3-0.6B takes 1.5 GiB / 2.0 GiB of cuda:0, at 12:30",
+                "hf:Qwen/Qwen3-0.6B takes 1.5 GiB / 2.0 GiB of cuda:0, at 12:30",
+            ),
+        ] {
+            assert_eq!(for_clients(said), shown);
+        }
+    }
+
+    #[test]
+    fn who_is_told_of_and_comes_into_no_line_is_soon_gone() {
+        let (mut books, now, m) = (Books::default(), Instant::now(), model("m"));
+        books.demand(&m, 2, S(0), now);
+        assert_eq!((books.just_told(&m, now), books.just_told(&m, now + S(1))), (2, 0));
     }
 }

@@ -32,6 +32,9 @@ const MAX_TASKS: usize = 256;
 /// A worker that could not be ended is left alone for this long.
 const END_PAUSE: Duration = Duration::from_secs(5);
 
+/// A worker that is to be ended is given up when no hive has told of it for this long: hives come back with their workers.
+const UNSEEN_LIMIT: Duration = Duration::from_secs(3_600);
+
 /// What is to be done.
 enum Task {
     /// The load of this number.
@@ -101,7 +104,7 @@ impl Service {
             models.extend(stated.serve.keys().cloned());
             models
         };
-        let is_idle = models.is_empty() && stated.drained.is_empty() && self.books().is_ending_none();
+        let is_idle = models.is_empty() && stated.drained.is_empty() && stated.ending.is_empty();
         if is_idle {
             return Vec::new();
         }
@@ -153,8 +156,7 @@ impl Service {
         let Look { stated, hosts, now, .. } = *seen;
         let wanted = stated.serve.get(model).map_or(0, |serve| serve.replicas as usize);
         let waiting = match config.loads_on_demand {
-            // What is told before a request stands in its line counts, too.
-            true => books.waiting(model, now).0.max(seen.router.waiting(model)),
+            true => self.wanting(model, books, seen.router, now),
             false => 0,
         };
         let bound = config.scale_up_waiting.unwrap_or(usize::MAX);
@@ -209,13 +211,30 @@ impl Service {
         for serve in stated.serve.values() {
             leavers.extend(self.too_many(serve, stated, &known, now));
         }
-        books.ending.retain(|worker| known.contains_key(worker));
-        for worker in &books.ending {
-            if let Some(host) = known.get(worker) {
-                leavers.push((worker.clone(), self.api(host)));
+        let mut gone = Vec::new();
+        for worker in &stated.ending {
+            match known.get(worker) {
+                Some(host) => {
+                    books.unseen.remove(worker);
+                    leavers.push((worker.clone(), self.api(host)));
+                }
+                None => {
+                    let since = *books.unseen.entry(worker.clone()).or_insert(now);
+                    if books.ended.remove(worker) || now.saturating_duration_since(since) >= UNSEEN_LIMIT {
+                        gone.push(worker.clone());
+                    }
+                }
             }
         }
+        if !gone.is_empty() {
+            self.forget(gone);
+        }
         leavers
+    }
+
+    /// Requests that wait for a model; those that were told of in this moment count before they stand in the line.
+    pub(super) fn wanting(&self, model: &ModelId, books: &Books, router: &Router, now: Instant) -> usize {
+        books.just_told(model, now).max(router.waiting(model))
     }
 
     /// Whether as many workers of a model run on hives that stay as must.
@@ -250,9 +269,16 @@ impl Service {
     async fn send_away(&self, worker: WorkerId, api: HiveApi) {
         let _leaving = Leaving::new(self, vec![worker.clone()]);
         tracing::info!(%worker, "a worker that is not wanted any more is drained");
-        if let Err(error) = self.end(&api, &worker).await {
-            tracing::warn!(%worker, %error, "a worker could not be drained");
-            tokio::time::sleep(END_PAUSE).await;
+        match self.end(&api, &worker).await {
+            Ok(()) => {
+                if self.shared.stated.now().ending.contains(&worker) {
+                    self.books().ended.insert(worker);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%worker, %error, "a worker could not be drained");
+                tokio::time::sleep(END_PAUSE).await;
+            }
         }
     }
 }

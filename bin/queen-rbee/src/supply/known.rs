@@ -117,6 +117,12 @@ pub(crate) fn is_of_one_host(reference: &str) -> bool {
     matches!(reference.parse(), Ok(ModelRef::File(_)))
 }
 
+/// A reference without what may be a signature in it.
+pub(crate) fn printable(reference: &str) -> String {
+    let parsed = reference.parse();
+    parsed.map_or_else(|_| reference.to_owned(), |reference: ModelRef| reference.printable())
+}
+
 fn weight(entry: &ModelEntry) -> (bool, u64) {
     // One that was read tells more than one that was not.
     (entry.facts.is_some(), entry.size_bytes)

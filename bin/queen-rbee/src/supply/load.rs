@@ -10,14 +10,15 @@ use scheduler::{Choice, Decision, decide};
 use shared_contract::{HiveId, ModelId, WorkerId};
 use tokio::sync::watch;
 
-use super::Service;
-use super::books::{Books, Stage};
+use super::books::{Books, Load, Stage};
 use super::guards::{Entry, Leaving};
 use super::hive::{HiveApi, OrderError};
 use super::known::KnownModel;
 use super::present::PlainWish;
 use super::scene::{HostNow, Promise};
 use super::view::{DecisionOutcome, Trigger};
+use super::{NO_HIVE, Service};
+use crate::metrics::LoadResult;
 
 /// What waits looks again this often, even if nothing happened; and this long after something did, so that much that
 /// happens at once is looked at once.
@@ -107,13 +108,18 @@ impl Service {
                 if let Some(load) = books.load_mut(id).filter(|_| shows) {
                     load.promise = None;
                 }
+                self.shared.metrics.ended(LoadResult::Ready);
                 books.record.ready(decision, worker, now);
                 books.succeed(&model, hive);
                 return true;
             }
-            Err(Setback::Changed) => books.record.over(decision, DecisionOutcome::GivenUp),
+            Err(Setback::Changed) => {
+                self.shared.metrics.ended(LoadResult::GivenUp);
+                books.record.over(decision, DecisionOutcome::GivenUp);
+            }
             Err(Setback::Failed(reason)) => {
                 tracing::warn!(%model, %hive, reason, "a worker could not be brought up");
+                self.shared.metrics.ended(LoadResult::Failed);
                 books.fail(&model, hive, reason.clone(), now);
                 books.record.over(decision, DecisionOutcome::Failed { reason });
             }
@@ -127,12 +133,12 @@ impl Service {
 
     /// Decides what is to be done next; what is decided is promised at once, so that two loads never count on the same.
     fn step(&self, id: u64, router: &Router, now: Instant) -> Step {
-        let hosts = self.hosts(now);
         let mut books = self.books();
+        let hosts = self.hosts(now);
         let Some(load) = books.load_mut(id).map(|load| load.clone()) else {
             return Step::Over;
         };
-        if self.is_obsolete(&load.model, &load.trigger, router, now) {
+        if self.is_obsolete(&load, &books, router, now) {
             return Step::Over;
         }
         let is_demand = matches!(load.trigger, Trigger::Demand { .. });
@@ -140,8 +146,8 @@ impl Service {
             return Step::Wait(Stage::of("its process starts"));
         }
         let Some(known) = self.known(&load.model, &hosts) else {
-            let why = "no hive has it, and no catalogue says where it comes from".to_owned();
-            books.refuse(&load.model, why, now);
+            let why = "no hive has it, and no catalogue says where it comes from";
+            books.refuse(&load.model, why, true, now);
             return Step::Over;
         };
         let wish = self.wish(&known, &load.trigger, load.began, &books, now);
@@ -155,6 +161,7 @@ impl Service {
                 return Step::Wait(waits_for_room());
             };
             let clock = (now, chrono::Utc::now());
+            self.shared.metrics.begun(&load.trigger);
             let decision = books.record.keep(load.trigger.clone(), problem, decision, clock);
             let promise = promise(&known.id, &go, &hosts);
             books.leaving.extend(go.evict.iter().cloned());
@@ -180,7 +187,8 @@ impl Service {
         books
             .record
             .keep(load.trigger.clone(), problem, decision, (now, chrono::Utc::now()));
-        books.refuse(&load.model, why, now);
+        let for_requests = !matches!(load.trigger, Trigger::Serve { .. }) || wish.may_evict;
+        books.refuse(&load.model, &why, for_requests, now);
         Step::Over
     }
 
@@ -192,14 +200,18 @@ impl Service {
         books: &Books,
         now: Instant,
     ) -> PlainWish<'a> {
-        let (_, waited) = books.waiting(&known.id, now);
+        let (waiting, waited) = books.waiting(&known.id, now);
         let stated = self.shared.stated.now();
         let (may_evict, waited) = match trigger {
             Trigger::Demand { .. } => (true, waited),
             Trigger::Line { .. } => (false, waited),
             Trigger::Serve { .. } => {
                 let is_pinned = stated.serve.get(&known.id).is_some_and(|serve| serve.pin);
-                (is_pinned, now.saturating_duration_since(began))
+                // Requests for it are as good as those for a model of which nothing is stated.
+                (
+                    is_pinned || waiting > 0,
+                    waited.max(now.saturating_duration_since(began)),
+                )
             }
         };
         PlainWish {
@@ -211,10 +223,13 @@ impl Service {
     }
 
     /// Whether nobody wants this worker any more.
-    fn is_obsolete(&self, model: &ModelId, trigger: &Trigger, router: &Router, now: Instant) -> bool {
-        match trigger {
-            Trigger::Demand { .. } => router.waiting(model) == 0 || !self.serving(model, now).is_empty(),
-            Trigger::Line { .. } => router.waiting(model) == 0,
+    fn is_obsolete(&self, load: &Load, books: &Books, router: &Router, now: Instant) -> bool {
+        let model = &load.model;
+        match load.trigger {
+            Trigger::Demand { .. } => {
+                self.wanting(model, books, router, now) == 0 || !self.serving(model, now).is_empty()
+            }
+            Trigger::Line { .. } => self.wanting(model, books, router, now) == 0,
             Trigger::Serve { .. } => {
                 let stated = self.shared.stated.now();
                 let wanted = stated.serve.get(model).map_or(0, |serve| serve.replicas as usize);
@@ -236,7 +251,7 @@ impl Service {
         let older = books
             .loads()
             .filter(|(other, load)| *other != id && load.began < began && load.stage.waits_for_room);
-        let mut older = older.filter(|(_, load)| !self.is_obsolete(&load.model, &load.trigger, router, now));
+        let mut older = older.filter(|(_, load)| !self.is_obsolete(load, books, router, now));
         older.any(|(_, load)| {
             let Some(known) = self.known(&load.model, hosts) else {
                 return false;
@@ -307,6 +322,9 @@ impl Service {
         }
         drop(holds);
         drop(leaving);
+        if self.is_drained(&go.hive) {
+            return Err(Setback::Changed);
+        }
         self.stage(id, Stage::of("starts"));
         let result = go
             .api
@@ -322,8 +340,13 @@ impl Service {
         let worker =
             worker.ok_or_else(|| Setback::Failed("its hive did not say which worker it started".to_owned()))?;
         self.started(id, &worker);
-        self.until_ready(&worker).await;
-        Ok(worker)
+        match self.until_ready(&worker).await {
+            true => Ok(worker),
+            // Or it would be started there again and again.
+            false => Err(Setback::Failed(format!(
+                "worker {worker} runs by its hive's word, and takes no requests of this queen"
+            ))),
+        }
     }
 
     fn spawn_order(&self, id: u64, go: &Go) -> Operation {
@@ -365,6 +388,7 @@ impl Service {
             let free = host.free_bytes(&go.choice.device, go.kind);
             free.is_some_and(|free| free >= go.choice.bytes)
         };
+        self.shared.metrics.evicted(go.evict.len());
         // If it does not show by then, the hive itself knows best.
         self.until(&go.hive, FREE_LIMIT, is_free).await;
         Ok(())
@@ -400,7 +424,8 @@ impl Service {
         tokio::time::timeout(limit, wait).await.is_ok()
     }
 
-    async fn until_ready(&self, worker: &WorkerId) {
+    /// Waits until a worker that is ready by its hive's word has taken requests; `false` if it does not come to that.
+    async fn until_ready(&self, worker: &WorkerId) -> bool {
         let mut happened = self.shared.happened.subscribe();
         let wait = async {
             loop {
@@ -412,8 +437,7 @@ impl Service {
                 wait(&mut happened).await;
             }
         };
-        // Its hive says that it is ready: if its own word does not come, the load is over all the same.
-        let _ = tokio::time::timeout(BEAT_LIMIT, wait).await;
+        tokio::time::timeout(BEAT_LIMIT, wait).await.is_ok()
     }
 
     fn started(&self, id: u64, worker: &WorkerId) {
@@ -479,7 +503,7 @@ fn stage_of(event: &JobEvent, now: Instant) -> Option<Stage> {
 /// Why a model goes nowhere, for clients.
 fn refusal(decision: &Decision) -> String {
     match decision.verdicts.is_empty() {
-        true => "no hive is there that could start one".to_owned(),
+        true => NO_HIVE.to_owned(),
         false => decision.to_string(),
     }
 }

@@ -42,11 +42,16 @@ use self::books::Books;
 use self::present::PlainWish;
 use self::stated::Keeper;
 use crate::config::{Config, SupplyConfig};
+use crate::metrics::SupplyMetrics;
 use crate::registry::{HiveRegistry, WorkerRegistry};
 use crate::telemetry::TelemetryRegistry;
 
-/// Names in one error message.
+/// Names in one error message,
 const MAX_NAMES: usize = 20;
+/// and letters of the one that was asked for.
+const MAX_NAME: usize = 256;
+/// Why no worker is brought up where nobody could, and what helps.
+const NO_HIVE: &str = "no host is there that could start one; start a hive with `rbee up`, or with `rbee hive --queen-url` on another machine";
 
 /// The supply. Clones are cheap and are the same supply.
 #[derive(Clone)]
@@ -62,6 +67,7 @@ struct Shared {
     telemetry: Arc<TelemetryRegistry>,
     /// For calls to hives.
     client: reqwest::Client,
+    metrics: SupplyMetrics,
     books: Mutex<Books>,
     stated: Keeper,
     /// Something is to be done.
@@ -81,6 +87,7 @@ impl Service {
         hives: Arc<HiveRegistry>,
         telemetry: Arc<TelemetryRegistry>,
         client: reqwest::Client,
+        metrics: SupplyMetrics,
     ) -> Result<Self, StateError> {
         let stated = Keeper::open(config.supply.state_dir.as_deref())?;
         Ok(Self {
@@ -91,6 +98,7 @@ impl Service {
                 hives,
                 telemetry,
                 client,
+                metrics,
                 books: Mutex::default(),
                 stated,
                 wake: Notify::new(),
@@ -105,13 +113,18 @@ impl Service {
 
     /// What a client is told that asks for a model that there is not.
     pub(crate) fn unknown(&self, name: &str) -> Refusal {
+        if let Some(model) = self.find(name, Instant::now()) {
+            return self.unlisted(&model);
+        }
+        let name: String = name.chars().take(MAX_NAME).collect();
         let mut names: Vec<String> = self.all_models(Instant::now()).into_iter().map(String::from).collect();
         names.extend(self.shared.config.aliases.keys().cloned());
         let count = names.len();
         names.truncate(MAX_NAMES);
         let message = match count {
             0 => format!(
-                "model `{name}` does not exist: no worker serves any model yet; start one with `rbee up` or `rbee spawn MODEL`"
+                "model `{name}` does not exist; no worker serves any model yet: {}",
+                self.why_not_loaded()
             ),
             count if count > MAX_NAMES => format!(
                 "model `{name}` does not exist; there are {} and {} more",
@@ -120,6 +133,12 @@ impl Service {
             ),
             _ => format!("model `{name}` does not exist; there are: {}", names.join(", ")),
         };
+        Refusal::new(ErrorKind::ModelNotFound, message).with_param("model")
+    }
+
+    /// What a client is told that asks for a model which only operators can bring up, or nobody any more.
+    fn unlisted(&self, model: &ModelId) -> Refusal {
+        let message = format!("no worker serves model `{model}`: {}", self.why_not_loaded());
         Refusal::new(ErrorKind::ModelNotFound, message).with_param("model")
     }
 }
@@ -205,13 +224,15 @@ impl Service {
 
     /// Looks again at a model that went nowhere: whoever asks now is not to be refused for what was true a moment ago.
     fn reconsider(&self, model: &ModelId, now: Instant) {
-        let hosts = self.hosts(now);
+        // Under the lock, so that what is known of a worker and what is planned for it are of one moment.
         let mut books = self.books();
+        let hosts = self.hosts(now);
         let known = self.known(model, &hosts);
         let is_possible = known.is_some_and(|known| {
             let wish = PlainWish {
                 model: &known,
-                may_evict: true,
+                // For a further one nobody goes.
+                may_evict: self.serving(model, now).is_empty(),
                 waited: Duration::ZERO,
                 in_time: true,
             };
@@ -233,7 +254,7 @@ impl Service {
 
     fn why_not_loaded(&self) -> String {
         match self.shared.config.loads_on_demand {
-            true => "no hive is there that could start one".to_owned(),
+            true => NO_HIVE.to_owned(),
             false => "this queen starts none for requests; start one with `rbee spawn MODEL` or `rbee serve MODEL`"
                 .to_owned(),
         }

@@ -198,7 +198,19 @@ impl Service {
         KnownModel::gather(model, sources, entries)
     }
 
-    /// Whether a hive could serve the model, or it is stated or expected.
+    /// The model that a name or an alias means, if it is served or could be brought to be, by requests or by an operator.
+    pub(super) fn find(&self, name: &str, now: Instant) -> Option<ModelId> {
+        let model = match self.shared.config.aliases.get(name) {
+            Some(alias) => alias.model.clone(),
+            None => ModelId::new(name).ok()?,
+        };
+        let is_there = !self.shared.workers.find_workers_by_model(&model).is_empty()
+            || self.is_known(&model, now)
+            || self.known(&model, &self.hosts(now)).is_some();
+        is_there.then_some(model)
+    }
+
+    /// Whether requests for the model may be answered one day: it is stated or expected, or a hive could serve it.
     pub(super) fn is_known(&self, model: &ModelId, now: Instant) -> bool {
         let config = &self.shared.config;
         if self.shared.stated.now().serve.contains_key(model) || self.shared.hives.expects(model, now) {
@@ -268,7 +280,7 @@ impl Service {
         let scene = Scene {
             hosts,
             promises: &books.promises(now),
-            leaving: &books.leaving.union(&books.ending).cloned().collect(),
+            leaving: &books.leaving.union(&stated.ending).cloned().collect(),
             pinned: &|model| stated.serve.get(model).is_some_and(|serve| serve.pin),
             conduct: &|worker| self.conduct(worker, books, router?, now),
             now,

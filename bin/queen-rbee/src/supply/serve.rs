@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use daemon::ApiError;
 use model_store::ModelRef;
-use router::Supply;
 use shared_contract::{ErrorKind, HiveId, ModelId, WorkerId};
 
 use super::Service;
+use super::known::{KnownModel, printable};
 use super::stated::{Serve, StateError, Stated};
 use super::view::{DrainView, ServeList, ServeRequest, ServeView};
 
@@ -57,9 +57,12 @@ impl Service {
             .map(|(model, _)| model)
             .or_else(|error| ModelId::new(name).map_err(|_| error))?;
         let named = model.clone();
-        let serve = self.state(move |stated| stated.serve.remove(&named)).await?;
-        let serve = serve.ok_or_else(|| not_stated(name))?;
-        self.books().ending.extend(serve.workers.iter().cloned());
+        let end = move |stated: &mut Stated| {
+            let serve = stated.serve.remove(&named)?;
+            stated.ending.extend(serve.workers.iter().cloned());
+            Some(serve)
+        };
+        let serve = self.state(end).await?.ok_or_else(|| not_stated(name))?;
         self.look_again();
         let ended = Serve { replicas: 0, ..serve };
         Ok(self.serve_view(&model, &ended, Instant::now()))
@@ -90,7 +93,7 @@ impl Service {
                 there.join(", ")
             };
             let message = format!("there is no hive `{hive}`; there are: {there}");
-            return Err(ApiError::new(ErrorKind::NotFound, message).with_param("hive"));
+            return Err(ApiError::new(ErrorKind::NotFound, message).with_param("id"));
         }
         let named = hive.clone();
         self.state(move |stated| match is_drained {
@@ -107,22 +110,46 @@ impl Service {
         self.shared.stated.now().drained.contains(hive)
     }
 
-    /// A worker was started for a statement.
+    /// A worker was started for a statement; if that has ended in between, it goes with it.
     pub(super) fn belongs(&self, model: ModelId, worker: WorkerId) {
         let service = self.clone();
         let now = Instant::now();
         let hosts = self.hosts(now);
         let is_there = move |worker: &WorkerId| hosts.iter().any(|host| host.has(worker));
         tokio::task::spawn_blocking(move || {
-            let result = service.shared.stated.change(|stated| {
-                if let Some(serve) = stated.serve.get_mut(&model) {
-                    serve.workers.retain(is_there);
-                    serve.workers.insert(worker);
-                }
-            });
+            let result = service
+                .shared
+                .stated
+                .change(|stated| match stated.serve.get_mut(&model) {
+                    Some(serve) => {
+                        serve.workers.retain(is_there);
+                        serve.workers.insert(worker);
+                    }
+                    None => {
+                        stated.ending.insert(worker);
+                    }
+                });
             if let Err(error) = result {
                 tracing::warn!(%error, "a worker's statement could not be noted");
             }
+            service.shared.wake.notify_one();
+        });
+    }
+
+    /// Workers that were to be ended are gone.
+    pub(super) fn forget(&self, gone: Vec<WorkerId>) {
+        let service = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = service
+                .shared
+                .stated
+                .change(|stated| stated.ending.retain(|worker| !gone.contains(worker)));
+            if let Err(error) = result {
+                tracing::warn!(%error, "that workers are gone could not be noted");
+                return;
+            }
+            let mut books = service.books();
+            books.unseen.retain(|worker, _| !gone.contains(worker));
         });
     }
 
@@ -150,18 +177,15 @@ impl Service {
 
     /// The model that a name, an alias or a reference means, and its reference where it is one.
     fn named(&self, name: &str) -> Result<(ModelId, Option<String>), ApiError> {
-        let unknown = match self.resolve(name) {
-            Ok(model) => return Ok((model, None)),
-            Err(unknown) => unknown,
-        };
-        if self.shared.config.catalogue.get(name).is_some()
-            && let Ok(model) = ModelId::new(name)
-        {
+        if let Some(model) = self.find(name, Instant::now()) {
             return Ok((model, None));
         }
         match name.parse::<ModelRef>() {
+            // A name with a scheme is meant as a reference.
+            Err(error) if name.contains(':') => Err(ApiError::invalid("model", format!("failed to {error}"))),
             Ok(ModelRef::Catalogue(_)) | Err(_) => {
-                Err(ApiError::new(ErrorKind::ModelNotFound, unknown.message).with_param("model"))
+                let unknown = self.unknown(name);
+                Err(ApiError::new(unknown.kind, unknown.message).with_param("model"))
             }
             Ok(reference) => Ok((reference.model_id(), Some(reference.to_string()))),
         }
@@ -180,13 +204,10 @@ impl Service {
         };
         drop(books);
         let known = self.known(model, &hosts);
+        let reference = serve.reference.as_deref().or(known.as_ref().map(KnownModel::reference));
         ServeView {
             model: model.clone(),
-            reference: match (&serve.reference, known) {
-                (Some(reference), _) => reference.clone(),
-                (None, Some(known)) => known.reference().to_owned(),
-                (None, None) => model.to_string(),
-            },
+            reference: printable(reference.unwrap_or(model.as_str())),
             replicas: serve.replicas,
             pin: serve.pin,
             running: u32::try_from(running).unwrap_or(u32::MAX),
@@ -226,4 +247,29 @@ impl Service {
 fn not_stated(name: &str) -> ApiError {
     let message = format!("it is not stated that model `{name}` must run; `rbee serve --list` shows what is");
     ApiError::new(ErrorKind::NotFound, message).with_param("model")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::metrics::{Metrics, SupplyMetrics};
+    use crate::registry::{HiveRegistry, WorkerRegistry};
+    use crate::telemetry::TelemetryRegistry;
+
+    #[tokio::test]
+    async fn a_worker_that_is_started_for_a_statement_which_has_ended_in_between_goes_again() {
+        let workers = Arc::new(WorkerRegistry::new(Default::default()));
+        let hives = Arc::new(HiveRegistry::new(Default::default()));
+        let telemetry = Arc::new(TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)));
+        let metrics = SupplyMetrics::new(Metrics::new().registry_mut());
+        let client = daemon::client::new().unwrap();
+        let service = Service::new(&Config::default(), workers, hives, telemetry, client, metrics).unwrap();
+        let worker = WorkerId::new("w").unwrap();
+        service.belongs(ModelId::new("m").unwrap(), worker.clone());
+        service.shared.wake.notified().await;
+        assert_eq!(service.shared.stated.now().ending, BTreeSet::from([worker]));
+    }
 }

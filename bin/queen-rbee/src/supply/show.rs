@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use heartbeat_registry::Liveness;
-use router::{Router, Supply, candidate};
+use router::{Refusal, Router, Supply, candidate};
 use scheduler::decide;
-use shared_contract::{HeartbeatItem, HiveId, ModelId};
+use shared_contract::{ErrorKind, HeartbeatItem, HiveId, ModelId};
 use worker_contract::WorkerStatus;
 
 use super::Service;
+use super::known::printable;
 use super::present::PlainWish;
 use super::view::{DecisionList, FailureView, LoadingView, ModelState, PlacementView, ServingView};
 use crate::fleet::{self, Audience, millis};
@@ -110,11 +111,17 @@ impl Service {
     }
 
     /// Where a model would go now, and why.
-    pub(crate) fn placement(&self, name: &str, router: &Router) -> Result<PlacementView, router::Refusal> {
+    pub(crate) fn placement(&self, name: &str, router: &Router) -> Result<PlacementView, Refusal> {
         let now = Instant::now();
-        let model = self.resolve(name)?;
+        let model = self.find(name, now).ok_or_else(|| self.unknown(name))?;
         let hosts = self.hosts(now);
-        let known = self.known(&model, &hosts).ok_or_else(|| self.unknown(name))?;
+        let known = self.known(&model, &hosts).ok_or_else(|| {
+            let message = format!(
+                "model `{model}` can be placed nowhere: no hive has its file, and neither the catalogue nor an alias says \
+                 where it comes from"
+            );
+            Refusal::new(ErrorKind::NotFound, message).with_param("model")
+        })?;
         let state = self
             .shown(&model, &hosts, now)
             .map_or(ModelState::Available, |shown| shown.state);
@@ -146,7 +153,7 @@ impl Service {
         Ok(PlacementView {
             alias: (name != model.as_str()).then(|| name.to_owned()),
             state,
-            reference: known.reference().to_owned(),
+            reference: printable(known.reference()),
             size_bytes: known.size_bytes,
             estimate: known.estimate.clone(),
             workers: self.serving_views(&model, now),

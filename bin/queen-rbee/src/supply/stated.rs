@@ -30,8 +30,8 @@ pub enum StateError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file has been damaged.
-    #[error("read {}: {why}; remove the file to begin anew", path.display())]
+    /// The file has been damaged, or is another version's.
+    #[error("read {}: {why}; start the version that wrote it, or move the file away to begin anew", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -45,16 +45,19 @@ pub enum StateError {
 
 /// All statements.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Stated {
     /// What must run.
     pub(crate) serve: BTreeMap<ModelId, Serve>,
     /// Hives that take nothing new.
     pub(crate) drained: BTreeSet<HiveId>,
+    /// Workers of statements that have ended, or want fewer now, which are still to be ended.
+    pub(crate) ending: BTreeSet<WorkerId>,
 }
 
 /// A model that must run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Serve {
     /// What hives are asked to start, where it is not the model's id.
     #[serde(default)]
@@ -117,6 +120,9 @@ impl Keeper {
         if stated.serve.len() > MAX_STATED || stated.drained.len() > MAX_STATED {
             return Err(StateError::TooMany);
         }
+        while stated.ending.len() > MAX_STATED {
+            stated.ending.pop_first();
+        }
         if let Some(folder) = &*folder {
             write(&folder.path.join(FILE), &stated)?;
         }
@@ -159,7 +165,9 @@ fn write(path: &Path, stated: &Stated) -> Result<(), StateError> {
         serde_json::to_writer_pretty(&mut file, stated)?;
         writeln!(file)?;
         file.sync_all()?;
-        fs::rename(&new, path)
+        fs::rename(&new, path)?;
+        // The file's new name is on disk when its folder is.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     replace().map_err(fail("write", path))
 }
@@ -202,9 +210,20 @@ mod tests {
     #[test]
     fn a_damaged_file_is_told_and_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), "{\"serve\": 1}").unwrap();
-        let error = Keeper::open(Some(folder.path())).unwrap_err();
-        assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+        let file = folder.path().join(FILE);
+        // The last one is of a version that states more than this one knows: it would be lost at the next change.
+        for text in [
+            "{\"serve\": 1}",
+            "{\"serve\": {}",
+            "",
+            "{\"serve\": {}, \"quotas\": {}}",
+        ] {
+            fs::write(&file, text).unwrap();
+            let error = Keeper::open(Some(folder.path())).unwrap_err();
+            assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(FILE), "{error}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
     }
 
     #[test]

@@ -52,6 +52,18 @@ async fn the_token_guards_the_fleet_and_keys_guard_the_models() {
     );
     assert_eq!(statuses(&queen, Method::GET, "/v1/fleet").await, [401, 401, 401, 200]);
     assert_eq!(statuses(&queen, Method::GET, "/v1/workers").await, [401, 401, 401, 200]);
+    for (method, path, status) in [
+        (Method::GET, "/v1/placement?model=nobody-knows", 404),
+        (Method::GET, "/v1/decisions", 200),
+        (Method::GET, "/v1/serve", 200),
+        (Method::POST, "/v1/serve", 400),
+        (Method::DELETE, "/v1/serve?model=nobody-knows", 404),
+        (Method::POST, "/v1/hives/a%2Fb%3Fc/drain", 404),
+        (Method::DELETE, "/v1/hives/two%20words/drain", 400),
+    ] {
+        let answers = statuses(&queen, method.clone(), path).await;
+        assert_eq!(answers, [401, 401, 401, status], "{method} {path}");
+    }
     assert_eq!(
         statuses(&queen, Method::GET, "/v1/heartbeats/stream").await,
         [401, 401, 401, 200]

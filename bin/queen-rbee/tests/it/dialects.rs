@@ -225,11 +225,13 @@ async fn errors_of_the_queen_have_the_dialects_shape_whoever_makes_them() {
 #[tokio::test]
 async fn who_asks_to_be_strict_is_refused_what_has_no_effect() {
     let (queen, _worker) = queen_and_worker().await;
-    let request = queen
-        .post(RESPONSES, &with(response(), "/store", true))
-        .header("x-rbee-strict", "true");
-    let (status, _, body) = parts(request.send().await.unwrap(), "x").await;
-    assert_eq!((status, &body["error"]["param"]), (400, &json!("store")));
+    for (strict, param) in [("true", "store"), ("1", "store"), ("yes", "x-rbee-strict")] {
+        let request = queen
+            .post(RESPONSES, &with(response(), "/store", true))
+            .header("x-rbee-strict", strict);
+        let (status, _, body) = parts(request.send().await.unwrap(), "x").await;
+        assert_eq!((status, &body["error"]["param"]), (400, &json!(param)));
+    }
     let request = queen
         .post(MESSAGES, &message())
         .header("x-rbee-strict", "true")

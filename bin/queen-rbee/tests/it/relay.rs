@@ -247,11 +247,24 @@ async fn a_stream_that_breaks_ends_with_one_error_event_and_without_done() {
 }
 
 #[tokio::test]
-async fn a_plain_answer_that_breaks_does_not_look_complete() {
+async fn a_plain_answer_that_breaks_is_asked_for_again_and_the_client_sees_nothing_of_it() {
     let (queen, mut worker) = queen_and_worker().await;
     let asked = queen.ask(&chat());
     let answer = worker.next().await.write_as("application/json");
     answer.write("{\"half\": ").await;
+    answer.cut().await;
+    worker.next().await.answer(plain(200, "{}"));
+    let response = within("an answer", asked).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.text().await.unwrap(), "{}");
+}
+
+#[tokio::test]
+async fn a_plain_answer_that_breaks_when_it_was_too_long_to_be_held_back_does_not_look_complete() {
+    let (queen, mut worker) = queen_and_worker().await;
+    let asked = queen.ask(&chat());
+    let answer = worker.next().await.write_as("application/json");
+    answer.write(&" ".repeat(2 << 20)).await;
     let response = within("an answer", asked).await.unwrap();
     answer.cut().await;
     Reader::new(response).error().await;

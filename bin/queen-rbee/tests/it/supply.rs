@@ -70,6 +70,14 @@ async fn two_models_that_do_not_fit_together_take_turns_and_no_request_fails() {
         is_answered(&queen, model).await;
     }
     assert_eq!(hive.started(), ["a", "b", "a"]);
+    let metrics = queen.get("/metrics").send().await.unwrap().text().await.unwrap();
+    for line in [
+        "rbee_model_loads_total{trigger=\"demand\"} 3",
+        "rbee_model_load_results_total{result=\"ready\"}",
+        "rbee_evictions_total 2",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     let both: Vec<_> = (0..20).map(|n| queen.ask(&ask(["a", "b"][n % 2]))).collect();
     for request in both {
         assert_eq!(within("an answer", request).await.unwrap().status(), 200);
@@ -259,6 +267,43 @@ async fn all_models_that_could_be_loaded_are_listed_with_their_state_and_aliases
 }
 
 #[tokio::test]
+async fn where_no_host_is_there_a_known_model_is_refused_for_that_and_an_unknown_one_does_not_exist() {
+    let queen = Queen::start(Config::default()).await;
+    let response = answered(&queen, "smollm2-135m-instruct").await;
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    let text = response.text().await.unwrap();
+    assert!(text.contains("no host is there") && text.contains("rbee up"), "{text}");
+    let placement: PlacementView = shown(&queen, "/v1/placement?model=smollm2-135m-instruct").await;
+    assert_eq!(
+        (placement.decision.verdicts.len(), placement.decision.choice),
+        (0, None)
+    );
+
+    for response in [
+        answered(&queen, "nobody-knows").await,
+        queen.get("/v1/placement?model=nobody-knows").send().await.unwrap(),
+    ] {
+        assert_eq!(response.status(), 404);
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["param"], "model", "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_stated_model_that_made_room_comes_back_for_a_request_as_any_other_does() {
+    let queen = Queen::start(Config::default()).await;
+    let hive = FakeHive::start(&queen, "h", WORKER_MB).await;
+    let statement = json!({"model": "a"});
+    assert_eq!(queen.post("/v1/serve", &statement).send().await.unwrap().status(), 200);
+    comes_to_run(&hive, &["a"]).await;
+    for model in ["b", "a"] {
+        is_answered(&queen, model).await;
+    }
+    assert_eq!(hive.started(), ["a", "b", "a"]);
+}
+
+#[tokio::test]
 async fn a_queen_that_loads_nothing_on_demand_says_so() {
     let supply = SupplyConfig {
         loads_on_demand: false,
@@ -270,7 +315,18 @@ async fn a_queen_that_loads_nothing_on_demand_says_so() {
     })
     .await;
     let hive = FakeHive::start(&queen, "h", 8 * WORKER_MB).await;
-    assert_eq!(answered(&queen, "a").await.status(), 404);
+    let response = answered(&queen, "a").await;
+    assert_eq!(response.status(), 404);
+    let text = response.text().await.unwrap();
+    assert!(text.contains("rbee serve"), "{text}");
+    let placement: PlacementView = shown(&queen, "/v1/placement?model=a").await;
+    assert!(placement.decision.choice.is_some(), "{placement:?}");
+    let broken = queen
+        .post("/v1/serve", &json!({"model": "hf:me"}))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(broken.status(), 400);
     assert!(hive.started().is_empty());
     let statement = json!({"model": "file:/models/a.gguf"});
     let stated = queen.post("/v1/serve", &statement).send().await.unwrap();

@@ -73,6 +73,7 @@ impl Plan {
     /// The queen's command line and environment.
     pub(crate) fn queen_command(&self, global: &Global) -> Command {
         let mut command = self.daemon("queen", self.queen, global);
+        command.arg("--state-dir").arg(self.folder.join("queen"));
         if self.insecure {
             command.arg("--insecure");
         }
@@ -361,6 +362,12 @@ mod tests {
                 .starts_with("battery-staple")
         );
         assert_eq!(environment(&hive, "RBEE_API_KEYS"), None);
+        // Each has a folder of its own, below the one of this run.
+        for (command, name) in [(&queen, "queen"), (&hive, "hive")] {
+            let mut line = command.as_std().get_args();
+            line.find(|arg| *arg == "--state-dir");
+            assert_eq!(line.next(), Some(plan.folder.join(name).as_os_str()));
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl End {
         };
         Self {
             stop_reason,
-            stop_sequence: ending.stop_text,
+            stop_sequence: ending.stop_text.filter(|_| stop_reason == "stop_sequence"),
         }
     }
 }

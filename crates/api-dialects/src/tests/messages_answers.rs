@@ -44,6 +44,18 @@ fn the_reason_of_the_end_is_told() {
 }
 
 #[test]
+fn a_stop_text_behind_a_call_is_not_the_reason_of_the_end() {
+    let message = json!({"role": "assistant", "content": null, "tool_calls": [call("1", "{}")]});
+    let mut chat: Value = serde_json::from_slice(&completion(&message, "tool_calls")).unwrap();
+    chat["choices"][0]["stop_reason"] = json!("END");
+    let answer = answer(chat.to_string().as_bytes());
+    assert_eq!(
+        (&answer["stop_reason"], &answer["stop_sequence"]),
+        (&json!("tool_use"), &Value::Null)
+    );
+}
+
+#[test]
 fn calls_are_uses_of_tools_with_their_input_as_an_object() {
     let calls = json!([call("1", "{\"city\": \"Rome\"}"), call("2", ""), call("3", "{\"ci")]);
     let message = json!({"role": "assistant", "content": "A moment.", "tool_calls": calls});

@@ -260,6 +260,28 @@ fn calls_in_messages_are_blocks_whose_input_grows() {
 }
 
 #[test]
+fn a_text_in_one_chunk_with_the_end_of_a_call_stands_behind_it() {
+    let more = json!({"index": 0, "function": {"arguments": "2}"}});
+    let next = json!({"index": 1, "id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}});
+    let mixed = chunk(&json!({"content": "So.", "tool_calls": [more, next]}), &Value::Null);
+    let stream = [
+        start(),
+        calls(0),
+        arguments(0, "{\"a\":"),
+        mixed,
+        finish("tool_calls"),
+        end(),
+    ]
+    .concat();
+    let got = events(&told(messages(), &stream));
+    let told: Vec<_> = got.iter().filter_map(|event| event["delta"].as_object()).collect();
+    let said = |index: usize, name: &str| told[index][name].as_str().unwrap().to_owned();
+    assert_eq!([said(0, "partial_json"), said(1, "partial_json")].concat(), "{\"a\":2}");
+    assert_eq!((said(2, "text"), said(3, "partial_json")), ("So.".into(), "{}".into()));
+    assert_eq!(said(4, "stop_reason"), "tool_use");
+}
+
+#[test]
 fn the_stop_text_is_told_in_messages() {
     let choice = json!({"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "END"});
     let last = format!("data: {}\n\n", json!({"model": "real", "choices": [choice]}));

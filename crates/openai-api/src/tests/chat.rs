@@ -246,6 +246,7 @@ fn a_stream_that_is_taken_up_says_where_it_stands() {
     }
     for (name, value, expected) in [
         ("id", json!(1), wrong_type("resume.id")),
+        ("id", json!("x".repeat(257)), invalid("resume.id")),
         ("created", Value::Null, missing("resume.created")),
         ("tokens", Value::Null, missing("resume.tokens")),
         ("tokens", json!([1, -1]), wrong_type("resume.tokens[1]")),

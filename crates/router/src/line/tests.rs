@@ -95,6 +95,56 @@ async fn the_first_in_the_line_is_given_a_suspect_if_there_is_nobody_else() {
     assert!(others.await.is_err());
 }
 
+/// A request that only a worker may take that there is not.
+fn pinned_elsewhere() -> Request {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("x-rbee-worker", http::HeaderValue::from_static("elsewhere"));
+    Request {
+        terms: Terms::take(&mut headers, None),
+        ..request()
+    }
+}
+
+#[tokio::test]
+async fn what_becomes_free_just_before_a_request_stands_in_the_line_is_not_lost_to_it() {
+    let line = line();
+    let Entry::Waiting(_choosy) = line.enter(&mut None, &pinned_elsewhere(), |_| true) else {
+        panic!("nobody fits")
+    };
+    let mut held: Vec<_> = (0..SLOTS).map(|_| claimed(&line)).collect();
+    // The question is asked between the look at the workers and the wait.
+    let entry = line.enter(&mut None, &request(), |_| {
+        held.pop();
+        true
+    });
+    let Entry::Waiting(mut waiting) = entry else {
+        panic!("all slots were taken")
+    };
+    assert!(futures_util::poll!(Box::pin(waiting.granted())).is_ready());
+}
+
+#[tokio::test]
+async fn those_that_wait_are_offered_a_worker_as_soon_as_it_has_answered_again() {
+    let line = line();
+    let early = claimed(&line);
+    early.blame(&Failure::Unauthorized);
+    let first = claimed(&line);
+    let _others: Vec<_> = (2..SLOTS).map(|_| claimed(&line)).collect();
+    let [Entry::Waiting(mut one), Entry::Waiting(mut other)] =
+        [(); 2].map(|()| line.enter(&mut None, &request(), |_| true))
+    else {
+        panic!("all slots are taken")
+    };
+    // More room than one request needs: by its next heartbeat, of which the line is told by nobody here.
+    let mut beat = testing::heartbeat("w", 1);
+    beat.worker.slots = 2 * SLOTS;
+    beat.seq = 1;
+    testing::record(&line.workers, beat);
+    first.confirm();
+    assert!(futures_util::poll!(Box::pin(one.granted())).is_ready());
+    assert!(futures_util::poll!(Box::pin(other.granted())).is_ready());
+}
+
 fn claimed(line: &Arc<Line>) -> Ticket {
     match line.enter(&mut None, &request(), |_| true) {
         Entry::Claimed(ticket) => ticket,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use heartbeat_registry::{Address, Lease, Reach, Report};
 use worker_contract::WorkerHeartbeat;
 
-use super::Line;
+use super::{Line, Request};
 use crate::attempt::Failure;
 use crate::health::{Break, Health, Kind};
 use crate::probe;
@@ -25,6 +25,8 @@ pub(crate) struct Ticket {
     /// Its newest failure before the claim.
     newest_break: Break,
     kind: Kind,
+    /// Its request takes no slot.
+    is_light: bool,
     /// When it was claimed: no answer to the request is older.
     claimed: Instant,
     /// It owes the first byte.
@@ -38,7 +40,7 @@ impl Ticket {
         lease: Lease<WorkerHeartbeat>,
         place: usize,
         health: Arc<Health>,
-        kind: Kind,
+        request: &Request,
     ) -> Self {
         let worker = Arc::clone(lease.member());
         let report = worker.report();
@@ -50,7 +52,8 @@ impl Ticket {
             place,
             health,
             newest_break,
-            kind,
+            kind: request.kind,
+            is_light: request.is_light,
             claimed: Instant::now(),
             owes: AtomicBool::new(true),
             line: Arc::clone(line),
@@ -81,10 +84,13 @@ impl Ticket {
     pub(crate) fn confirm(&self) {
         self.owes_no_longer();
         self.health.answered(self.kind, self.claimed.elapsed());
-        self.health.mend(self.newest_break);
+        let is_mended = self.health.mend(self.newest_break);
         let report = self.worker.report();
         if report.suspicion.is_some() || matches!(report.reach, Reach::Unreachable(_)) {
             self.line.is_reached(&self.worker, &self.report.about(self.claimed));
+        } else if is_mended {
+            // Those that wait passed over it until now.
+            self.line.offer();
         }
     }
 
@@ -124,10 +130,14 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.owes_no_longer();
         if let Some(lease) = self.lease.take() {
+            let mut state = self.line.lock();
+            // Not before: whoever comes now must not go before those that wait, some of whom wait for just this worker.
             drop(lease);
             self.health.lease_ended();
-            let mut state = self.line.lock();
-            state.pace.note(tokio::time::Instant::now());
+            // A request that took no slot says nothing of how fast the others end.
+            if !self.is_light {
+                state.pace.note(tokio::time::Instant::now());
+            }
             self.line.offer_from(&mut state, Some(self.place));
         }
     }

@@ -88,7 +88,8 @@ pub(crate) fn refusal(journey: &Journey, response: Response<Incoming>, flight: F
     Response::from_parts(head, Body::plain(journey, None, rest, None, flight))
 }
 
-/// The client's response for a stream that has no worker yet: it is told where it stands until its answer begins.
+/// The client's response for a stream that has no worker yet: it is told where it stands until its answer begins. The receipt
+/// is not in its headers, which go out now, but only in the chunk with the usage.
 pub(crate) fn waiting(travel: Travel, situation: Arc<Situation>, flight: Flight) -> Response<Body> {
     let body = Body::stream(stream::Stream::waiting(travel, situation, flight));
     let mut response = Response::new(body);

@@ -1,4 +1,8 @@
-//! The receipt of an answer, as its client gets it.
+//! The receipt of an answer, as its client gets it: in the headers, and again, complete, in the chunk with the usage, where
+//! one was asked for (`stream_options.include_usage`).
+//!
+//! A stream that waited for more than a second has begun before it had a worker: its headers name none, nor does any header
+//! tell of a migration, as that comes later. The chunk with the usage does both.
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};

@@ -322,7 +322,10 @@ impl<L: Legs> Stream<L> {
             self.land();
             return Bytes::new();
         }
-        claim.blame(&lost);
+        // Not all workers write `[DONE]`.
+        if !(lost == Lost::Ended && self.pass.story().finished() > 0) {
+            claim.blame(&lost);
+        }
         drop((rest, claim));
         self.patience.restart();
         self.fruitless = if self.pass.story().has_moved() {

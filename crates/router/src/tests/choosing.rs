@@ -132,3 +132,16 @@ async fn tokens_are_counted_by_a_worker_that_can_however_busy_it_is() {
     assert_eq!(count().await.unwrap().status(), StatusCode::OK);
     assert_eq!((a.asked(), b.asked()), (0, 1));
 }
+
+#[tokio::test]
+async fn what_queens_ask_of_workers_no_client_may_ask_for() {
+    let worker = Worker::start("w", Behaviour::Answers).await;
+    let house = House::new(RouterOptions::default(), &[&worker]);
+    let resume = json!({"model": "m", "resume": {"id": "x", "created": 1, "tokens": [1]}});
+    let refusal = house.ask_for(&resume, &[]).await.unwrap_err();
+    assert_eq!(
+        (refusal.kind, refusal.param.as_deref()),
+        (ErrorKind::InvalidRequest, Some("resume"))
+    );
+    assert_eq!(worker.asked(), 0);
+}

@@ -106,6 +106,44 @@ async fn a_lone_worker_that_failed_is_asked_as_there_is_nobody_else() {
 }
 
 #[tokio::test]
+async fn an_answer_that_breaks_off_in_the_middle_is_given_by_another_worker() {
+    let (broken, well) = tokio::join!(
+        Worker::start("broken", Behaviour::BreaksOff(10)),
+        Worker::start("well", Behaviour::Answers)
+    );
+    let house = House::new(RouterOptions::default(), &[&broken, &well]);
+    for _ in 0..20 {
+        let answered = house.ask().await.unwrap();
+        assert_eq!((&*answered.worker, &*answered.text), ("well", r#"{"answer": 1}"#));
+    }
+    assert!(broken.asked() > 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_can_complete_is_an_error() {
+    let worker = Worker::start("w", Behaviour::BreaksOff(10)).await;
+    let options = RouterOptions {
+        queue_timeout: IMPATIENT,
+        ..RouterOptions::default()
+    };
+    let house = House::new(options, &[&worker]);
+    let refusal = house.ask().await.unwrap_err();
+    assert!(refusal.message.contains("the connection broke"), "{refusal}");
+}
+
+#[tokio::test]
+async fn an_answer_too_long_to_be_held_back_that_breaks_off_is_cut_and_does_not_look_whole() {
+    let worker = Worker::start("w", Behaviour::BreaksOff(2 << 20)).await;
+    let house = House::new(RouterOptions::default(), &[&worker]);
+    let asking = house
+        .router
+        .answer(Endpoint::ChatCompletions, HeaderMap::new(), r#"{"model": "m"}"#.into());
+    let response = asking.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.into_body().collect().await.is_err());
+}
+
+#[tokio::test]
 async fn at_most_three_workers_are_tried() {
     let hung = Behaviour::Hangs;
     let (a, b) = tokio::join!(Worker::start("a", hung), Worker::start("b", hung));

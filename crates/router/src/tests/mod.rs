@@ -49,6 +49,8 @@ enum Behaviour {
     Answers,
     Hangs,
     Refuses(StatusCode),
+    /// Sends so many bytes of an answer that would be longer, and closes the connection.
+    BreaksOff(usize),
     /// A stream: so many comments with this pause before each, then one event.
     Comments(usize, Duration),
 }
@@ -128,6 +130,14 @@ fn answer(behaviour: Behaviour) -> Answering {
             Behaviour::Refuses(status) => {
                 let mut response = Response::new(whole(r#"{"error": {"message": "on purpose"}}"#));
                 *response.status_mut() = status;
+                response
+            }
+            Behaviour::BreaksOff(count) => {
+                let begun = stream::once(async move { Ok(Frame::data(Bytes::from(vec![b' '; count]))) });
+                let mut response = Response::new(StreamBody::new(begun).boxed_unsync());
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_LENGTH, HeaderValue::from(count + 10));
                 response
             }
             Behaviour::Comments(count, pause) => {

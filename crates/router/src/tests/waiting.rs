@@ -86,6 +86,16 @@ async fn nobody_waits_longer_for_a_busy_worker_than_the_queue_allows() {
     assert!(refusal.message.contains("within 30.0 s: all are busy"), "{refusal}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_a_stream_is_refused_with_a_status_however_long_it_waited() {
+    let worker = Worker::start("w", Behaviour::Answers).await;
+    let house = House::new(RouterOptions::default(), &[]);
+    house.beat(busy(&worker));
+    let body = r#"{"model": "m", "input": "x", "stream": true}"#;
+    let answer = house.router.answer(Endpoint::Embeddings, HeaderMap::new(), body.into());
+    assert_eq!(answer.await.unwrap_err().kind, ErrorKind::NoCapacity);
+}
+
 #[tokio::test]
 async fn a_full_line_refuses_and_says_when_to_come_back() {
     let worker = Worker::start("w", Behaviour::Answers).await;

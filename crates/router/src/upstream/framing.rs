@@ -111,6 +111,10 @@ impl Head {
         let framing = Framing::of(parts.status, &parts.headers)?;
         let closes = parts.version == Version::HTTP_10 || says(&parts.headers, &header::CONNECTION, "close");
         remove_hop_by_hop(&mut parts.headers);
+        if !matches!(framing, Framing::Length(_)) {
+            // It did not count here, so it must not count for whoever gets this head next.
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         // It speaks of its own connection only; what the client gets is of the version that it asked with.
         parts.version = Version::HTTP_11;
         Ok(Self {

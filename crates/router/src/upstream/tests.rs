@@ -197,3 +197,20 @@ async fn a_refusal_that_comes_before_the_whole_request_was_read_is_an_answer() {
     let _stream = server.await.unwrap();
     assert_eq!(response.unwrap().status(), 413);
 }
+
+#[tokio::test]
+async fn a_length_that_does_not_count_is_not_passed_on() {
+    let (listener, address) = listen().await;
+    let (upstream, call) = upstream();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_request(&mut stream).await;
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+        let answer = format!("{head}2\r\nok\r\n0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let response = upstream.send(&call, &address).await.unwrap();
+    assert!(response.headers().is_empty());
+    assert_eq!(body_of(response).await.unwrap(), "ok");
+    server.await.unwrap();
+}

@@ -77,11 +77,11 @@ fn examine<'a>(problem: &Problem, need: &Need, host: &Host, device: &'a Device) 
     // What they are said to give back may be an estimate; the device has no more than it has.
     let after = |evict: &[&Tenant]| free.saturating_add(bytes_of(evict)).min(device.total_bytes);
     if need.tokens_in(after(&evictable)).is_none() {
-        let others = device.tenants.iter().filter(|tenant| tenant.idle_ms.is_some());
+        let (pinned, others): (Vec<&Tenant>, Vec<&Tenant>) = device.tenants.iter().partition(|tenant| tenant.pinned);
         let too_small = Outcome::TooSmall {
             evictable_bytes: bytes_of(&evictable),
-            busy: device.tenants.iter().filter(|tenant| tenant.idle_ms.is_none()).count(),
-            pinned: others.filter(|tenant| tenant.pinned).count(),
+            busy: others.iter().filter(|tenant| tenant.idle_ms.is_none()).count(),
+            pinned: pinned.len(),
         };
         return (too_small, None);
     }

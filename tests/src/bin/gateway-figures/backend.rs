@@ -1,6 +1,7 @@
 //! Pretended workers: bare sockets that answer at once, in a process of their own. One process can be a thousand of them,
 //! each on a port of its own.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -36,9 +37,9 @@ pub(crate) struct Backends {
     /// Milliseconds before each answer
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
-    /// Never answer a POST
+    /// Answer no POST after so many
     #[arg(long)]
-    pub(crate) hang: bool,
+    pub(crate) hang_after: Option<u64>,
 }
 
 impl Default for Backends {
@@ -50,7 +51,7 @@ impl Default for Backends {
             queen: Vec::new(),
             slots: 4_096,
             delay_ms: 0,
-            hang: false,
+            hang_after: None,
         }
     }
 }
@@ -60,7 +61,8 @@ struct Worker {
     /// The answer to a request that wants no stream.
     plain: Vec<u8>,
     delay: Duration,
-    hangs: bool,
+    hang_after: Option<u64>,
+    answers: Cell<u64>,
 }
 
 /// The name of a pretended worker.
@@ -85,7 +87,8 @@ impl Worker {
         Self {
             plain: [head, body].concat().into_bytes(),
             delay: Duration::from_millis(options.delay_ms),
-            hangs: options.hang,
+            hang_after: options.hang_after,
+            answers: Cell::new(0),
         }
     }
 
@@ -93,7 +96,8 @@ impl Worker {
         if request.is_look {
             return connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
         }
-        if self.hangs {
+        let answers = self.answers.replace(self.answers.get() + 1);
+        if self.hang_after.is_some_and(|most| answers >= most) {
             return std::future::pending().await;
         }
         if request.is_bad {

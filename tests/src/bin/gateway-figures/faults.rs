@@ -11,16 +11,23 @@ use crate::{Result, Run};
 
 /// Clients that ask without a pause.
 const CLIENTS: usize = 16;
+/// Requests a second where it is counted how many are lost time to a fault: seldom two at once, so that each was sent to the
+/// faulty worker by a choice that could have known.
+const RATE: u32 = 100;
 /// What the queens are told: how long a worker may be silent.
 const SILENCE: [&str; 2] = ["--first-byte-timeout-ms", "1000"];
 /// A request that took so long was lost time by a fault: well below that, and far above what an answer takes.
 const SLOWED: Duration = Duration::from_millis(900);
 /// What a healthy worker takes for an answer, in ms.
 const DELAY_MS: u64 = 5;
+/// Answers of a worker before it hangs.
+const HANGS_AFTER: u64 = 50;
 /// How long each fault lasts.
 const FAULT: Duration = Duration::from_secs(6);
 /// How long a worker that has come back is waited for.
 const RETURN: Duration = Duration::from_secs(90);
+/// How long a pair works before its fault, so that the queen knows what is usual.
+const WARM_UP: Duration = Duration::from_secs(1);
 /// Load between two looks at whether it has.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -37,7 +44,7 @@ impl Pair {
         let queen = Peer::queen(queen, &SILENCE, None).await?;
         let options = Backends {
             delay_ms: bad.delay_ms.min(DELAY_MS),
-            hang: false,
+            hang_after: None,
             queen: vec![queen.address],
             ..bad.clone()
         };
@@ -61,20 +68,21 @@ impl Pair {
         Load::new(self.queen.address, ask)
     }
 
-    /// Streams for so long.
+    /// Streams for so long, of clients that ask without a pause.
     async fn streams(&self, time: Duration) -> Tally {
-        let ask = Ask::Stream {
-            chunks: 3,
-            gap: Duration::ZERO,
-        };
-        self.load(ask).clients(CLIENTS, time).await
+        self.load(STREAM).clients(CLIENTS, time).await
+    }
+
+    /// Streams for so long at a steady rate.
+    async fn steady(&self, time: Duration) -> Tally {
+        self.load(STREAM).rate(RATE, time).await
     }
 
     /// Streams until the second worker answers one; tells when that was.
     async fn returned(&self) -> (Tally, String) {
         let (start, mut all) = (Instant::now(), Tally::default());
         while start.elapsed() < RETURN {
-            all.merge(self.streams(SLICE).await);
+            all.merge(self.steady(SLICE).await);
             if all.workers.contains_key(&name(1)) {
                 return (
                     all,
@@ -86,6 +94,11 @@ impl Pair {
     }
 }
 
+const STREAM: Ask = Ask::Stream {
+    chunks: 3,
+    gap: Duration::ZERO,
+};
+
 fn healthy() -> Backends {
     Backends {
         delay_ms: DELAY_MS,
@@ -95,7 +108,7 @@ fn healthy() -> Backends {
 
 pub(crate) async fn measure(run: &Run) -> Result<()> {
     for queen in &run.queens {
-        println!("\nFaults, {CLIENTS} clients without a pause, 2 workers: {}", queen.name);
+        println!("\nFaults, 2 workers: {}", queen.name);
         println!(
             "| | answers | failed | slowed beyond {} ms | longest ms | |",
             SLOWED.as_millis()
@@ -126,19 +139,20 @@ fn row(fault: &str, mut tally: Tally, note: &str) {
 /// Its health is fine and it beats, and it never answers.
 async fn hung(queen: &Queen) -> Result<()> {
     let bad = Backends {
-        hang: true,
+        hang_after: Some(HANGS_AFTER),
         ..healthy()
     };
     let pair = Pair::start(queen, bad).await?;
-    row("one hangs with a fine /health", pair.streams(2 * FAULT).await, "");
+    let tally = pair.steady(2 * FAULT).await;
+    row("one hangs after some answers, with a fine /health", tally, "");
     Ok(())
 }
 
 async fn stopped(queen: &Queen) -> Result<()> {
     let pair = Pair::start(queen, healthy()).await?;
-    pair.streams(SLICE * 10).await.check(&queen.name)?;
+    pair.steady(WARM_UP).await.check(&queen.name)?;
     pair.bad.signal(Signal::SIGSTOP);
-    let mut tally = pair.streams(FAULT).await;
+    let mut tally = pair.steady(FAULT).await;
     // What was sent while it was stopped it answers first; that is not counted as serving.
     pair.bad.signal(Signal::SIGCONT);
     let (more, note) = pair.returned().await;
@@ -149,7 +163,7 @@ async fn stopped(queen: &Queen) -> Result<()> {
 
 async fn killed(queen: &Queen) -> Result<()> {
     let mut pair = Pair::start(queen, healthy()).await?;
-    pair.streams(SLICE * 10).await.check(&queen.name)?;
+    pair.streams(WARM_UP).await.check(&queen.name)?;
     let port = pair.bad.ports.first().copied().unwrap_or_default();
     pair.bad.kill().await;
     let mut tally = pair.streams(FAULT).await;

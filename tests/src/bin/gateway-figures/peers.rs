@@ -226,8 +226,8 @@ impl Workers {
         for queen in &options.queen {
             command.arg("--queen").arg(queen.to_string());
         }
-        if options.hang {
-            command.arg("--hang");
+        if let Some(answers) = options.hang_after {
+            command.arg("--hang-after").arg(answers.to_string());
         }
         let mut child = spawn(command.stdout(Stdio::piped()))?;
         let ports = first_line(&mut child).await?;

@@ -7,10 +7,11 @@ use crate::stage::{Stage, weigh};
 use crate::table::{Column, Table};
 use crate::{Result, Run};
 
-/// Events of a stream.
-const CHUNKS: u32 = 100;
-/// Streams at once, and the pause between two events of each.
-const MIXES: [(usize, Duration); 2] = [(64, Duration::from_millis(10)), (1_000, Duration::from_millis(100))];
+/// Streams at once, the events of each, and the pause between two of them.
+const MIXES: [(usize, u32, Duration); 2] = [
+    (64, 100, Duration::from_millis(10)),
+    (1_000, 30, Duration::from_millis(100)),
+];
 /// Streams that are held open.
 const HELD: usize = 1_000;
 /// Plain requests before, so that what a process needs at all is not counted.
@@ -50,9 +51,9 @@ const HOLDING: &[Column] = &[Column {
 /// Streams at a model's pace.
 pub(crate) async fn tokens(run: &Run) -> Result<()> {
     let stage = Stage::set(run, 2, None).await?;
-    for (streams, gap) in MIXES {
-        let ask = Ask::Stream { chunks: CHUNKS, gap };
-        let title = format!("{streams} streams of {CHUNKS} tokens, one each {} ms", gap.as_millis());
+    for (streams, chunks, gap) in MIXES {
+        let ask = Ask::Stream { chunks, gap };
+        let title = format!("{streams} streams of {chunks} tokens, one each {} ms", gap.as_millis());
         let mut table = Table::new(title, TOKENS);
         for _ in 0..run.rounds {
             let mut direct = Load::new(stage.direct()?, ask)

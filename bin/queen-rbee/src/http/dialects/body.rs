@@ -39,6 +39,8 @@ impl Body for Told {
                 Some(Ok(frame)) => {
                     if let Some(bytes) = frame.data_ref() {
                         told.translate.push(bytes, &mut out);
+                        // Whatever else the worker would say, nobody is told.
+                        told.is_over = told.translate.has_failed();
                     }
                 }
                 Some(Err(error)) => {

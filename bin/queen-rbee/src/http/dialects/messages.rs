@@ -36,7 +36,7 @@ pub(super) async fn create(Shared(state): Shared<Arc<State>>, request: Request) 
 
 pub(super) async fn count(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
     check_version(&request)?;
-    let call = Call::new(&request);
+    let call = Call::new(&request)?;
     let body = json_body(request, &()).await?;
     let translated = messages::translate_count(&body).map_err(invalid)?;
     let (head, body) = match call.chat(&state, Endpoint::CountTokens, &translated).await? {

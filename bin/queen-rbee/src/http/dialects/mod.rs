@@ -20,7 +20,7 @@ use daemon::{ApiError, Guard, auth, error};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use openai_api::InvalidRequest;
+use openai_api::{InvalidRequest, STRICT_HEADER};
 use router::Endpoint;
 use shared_contract::{ErrorBody, ErrorKind};
 use uuid::Uuid;
@@ -56,7 +56,7 @@ type Read = Result<(Translated, Box<dyn Reply>), InvalidRequest>;
 
 /// Answers a request in its dialect.
 async fn answer(state: &State, request: Request, read: fn(&[u8]) -> Read) -> Result<Response, ApiError> {
-    let call = Call::new(&request);
+    let call = Call::new(&request)?;
     let body = json_body(request, &()).await?;
     let (translated, reply) = read(&body).map_err(invalid)?;
     let identity = Identity {
@@ -97,13 +97,13 @@ enum Chat {
 }
 
 impl Call {
-    fn new(request: &Request) -> Self {
-        let (headers, is_strict, ignored) = headers::of_chat(request.headers());
-        Self {
+    fn new(request: &Request) -> Result<Self, ApiError> {
+        let (headers, is_strict, ignored) = headers::of_chat(request.headers())?;
+        Ok(Self {
             headers,
             is_strict,
             ignored,
-        }
+        })
     }
 
     /// Has a translated request answered.
@@ -113,7 +113,7 @@ impl Call {
             && let Some(name) = self.ignored.first()
         {
             let message =
-                format!("{name}: has no effect on this server, and `x-rbee-strict` asks to be told; leave it out");
+                format!("{name}: has no effect on this server, and `{STRICT_HEADER}` asks to be told; leave it out");
             return Err(ApiError::invalid(name.clone(), message).with_code("unsupported_parameter"));
         }
         let response = state

@@ -200,6 +200,16 @@ fn between_the_finish_and_done_nobody_needs_to_be_asked() {
 }
 
 #[test]
+fn a_worker_that_writes_no_done_is_not_to_blame() {
+    let model = hello();
+    let events = model.by_tokens(&json!({})).into_iter().take(6);
+    let script = Script::of(&model.request(), [Worker::streams(events, Then::Ends)]);
+    let seen = Arc::clone(&script.seen);
+    assert_eq!(script.output(), model.undisturbed());
+    assert_eq!(seen.lock().unwrap().blamed, []);
+}
+
+#[test]
 fn a_usage_that_nobody_can_tell_any_more_does_not_spoil_an_answer_that_is_complete() {
     let model = Model {
         include_usage: true,
