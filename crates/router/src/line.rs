@@ -282,8 +282,13 @@ impl Line {
     /// How long it will take until a request that came now would have a worker, by how fast those before it ended; `None` if
     /// too few did lately.
     pub(crate) fn expected_wait(&self) -> Option<Duration> {
+        let workers = self.workers.find_by_model(&self.model);
+        let running = workers
+            .iter()
+            .map(|worker| worker.outstanding())
+            .fold(0, u32::saturating_add);
         let state = self.lock();
-        state.pace.time_for(state.waiting.len() + 1, Instant::now())
+        state.pace.time_for(state.waiting.len() + 1, running)
     }
 
     /// Counts an answer.

@@ -146,8 +146,9 @@ async fn a_host_that_vanishes_with_all_its_workers_is_not_noticed_by_any_stream(
     assert!(http::metric(&cluster.url(), "rbee_migrations_total").await >= 4.0);
 }
 
-/// One stream; when it has told `pieces`, the worker that writes it is killed. Its events, with `[DONE]` if it came.
-async fn killed_after(body: &Value, pieces: usize) -> (Cluster, Vec<String>) {
+/// One stream; when it has told `pieces`, the worker that writes it is killed. The workers, and its events, with `[DONE]` if
+/// it came.
+async fn killed_after(body: &Value, pieces: usize) -> (Cluster, Vec<Process>, Vec<String>) {
     let cluster = Cluster::start().await;
     let mut workers = Vec::new();
     for id in ["one", "two"] {
@@ -165,7 +166,8 @@ async fn killed_after(body: &Value, pieces: usize) -> (Cluster, Vec<String>) {
             worker.kill().await;
         }
     }
-    (cluster, seen)
+    let left = workers.into_iter().map(|(_, worker)| worker).collect();
+    (cluster, left, seen)
 }
 
 #[tokio::test]
@@ -175,7 +177,7 @@ async fn a_sampled_answer_with_a_seed_and_penalties_goes_on_as_it_would_have() {
         "stream_options": {"include_usage": true},
     });
     let body = ask("Tell me a story about a bee.", &fields);
-    let (cluster, lines) = killed_after(&body, 20).await;
+    let (cluster, _workers, lines) = killed_after(&body, 20).await;
     let chunks: Vec<Value> = lines[..lines.len() - 1]
         .iter()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -198,7 +200,7 @@ async fn an_answer_in_json_goes_on_in_its_form() {
         &json!({"stream": true, "max_tokens": 200, "response_format": format,
         "stream_options": {"include_usage": true}}),
     );
-    let (cluster, lines) = killed_after(&body, 10).await;
+    let (cluster, _workers, lines) = killed_after(&body, 10).await;
     let chunks: Vec<Value> = lines[..lines.len() - 1]
         .iter()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -242,7 +244,7 @@ async fn a_call_of_a_tool_goes_on_where_it_was() {
     let fields = json!({"stream": true, "max_tokens": 300, "tools": [tool], "tool_choice": "required",
         "stream_options": {"include_usage": true}});
     let body = ask("Tell me a story about a bee.", &fields);
-    let (cluster, lines) = killed_after(&body, 8).await;
+    let (cluster, _workers, lines) = killed_after(&body, 8).await;
     let chunks: Vec<Value> = lines[..lines.len() - 1]
         .iter()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -255,12 +257,15 @@ async fn a_call_of_a_tool_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn what_cannot_be_taken_up_ends_with_an_error_that_says_why() {
-    for (fields, why) in [(json!({"logprobs": true}), "logprobs"), (json!({"n": 2}), "n")] {
+    for (fields, why) in [
+        (json!({"logprobs": true}), "log probabilities"),
+        (json!({"n": 2}), "several answers"),
+    ] {
         let body = with(
             ask("Tell me a story about a bee.", &fields),
             &json!({"stream": true, "max_tokens": 100}),
         );
-        let (_cluster, lines) = killed_after(&body, 8).await;
+        let (_cluster, _workers, lines) = killed_after(&body, 8).await;
         let last: Value = serde_json::from_str(lines.last().unwrap()).expect("an error, and no [DONE]");
         let message = last["error"]["message"].as_str().unwrap_or_else(|| panic!("{last}"));
         assert!(message.contains(why), "{message}");

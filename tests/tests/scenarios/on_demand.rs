@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use rbee_tests::chats::Endless;
 use rbee_tests::cluster::chat_body;
 use rbee_tests::{Cluster, Process, Program, eventually, gpu, http, models};
 use serde_json::{Value, json};
@@ -140,23 +139,42 @@ async fn two_models_that_do_not_fit_together_take_turns_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_busy_worker_is_never_evicted_and_who_waits_for_its_room_is_told_why() {
+async fn a_busy_worker_makes_room_only_when_it_has_finished() {
     fetch().await;
-    let cluster = queen(&["--queue-timeout-ms", "3000"]).await;
+    let cluster = queen(&[]).await;
     let _host = narrow_host(&cluster).await;
-    assert_eq!(cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
-    let endless = Endless::begin(&cluster.chat_url(), "Count.").await;
+    let never = json!({"0": -100, "2": -100});
+    let long = json!({
+        "model": models::SMOLLM2, "messages": [{"role": "user", "content": "Count."}], "temperature": 0,
+        "max_tokens": 1_500, "logit_bias": never,
+    });
+    let long = tokio::spawn({
+        let url = cluster.chat_url();
+        async move { http::post(url, &long).await }
+    });
+    cluster.until_ready(models::SMOLLM2, 1).await;
+    let other = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
+    assert_eq!(other.status, 200, "{other:?}");
+    let long = long.await.unwrap();
+    assert_eq!(long.status, 200, "{long:?}");
+    assert_eq!(long.body["usage"]["completion_tokens"], 1_500, "it was not cut");
+    assert_eq!(long.headers["x-rbee-attempts"], "1");
+}
+
+#[tokio::test]
+async fn what_is_pinned_is_never_evicted_and_who_finds_no_room_is_told_where_and_why() {
+    fetch().await;
+    let cluster = queen(&[]).await;
+    let _host = narrow_host(&cluster).await;
+    rbee(&cluster, &["serve", models::SMOLLM2, "--pin"]).await;
+    cluster.until_ready(models::SMOLLM2, 1).await;
     let refused = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
-    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!((refused.status, refused.code()), (503, "no_capacity"), "{refused:?}");
     assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
-    assert!(
-        refused.message().contains("narrow") && refused.message().contains("cuda:0"),
-        "{refused:?}"
-    );
-    assert!(endless.goes_on());
-    drop(endless);
-    let answer = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    for word in ["narrow", "cuda:0", "pinned", "MiB"] {
+        assert!(refused.message().contains(word), "no {word}: {refused:?}");
+    }
+    cluster.until_ready(models::SMOLLM2, 1).await;
 }
 
 #[tokio::test]
@@ -168,7 +186,7 @@ async fn every_device_says_why_a_model_goes_there_or_not_and_a_decision_can_be_m
     let asked = http::get(format!("{}/v1/placement?model={}", cluster.url(), models::GEMMA3)).await;
     assert_eq!(asked.status, 200, "{asked:?}");
     let why = rbee(&cluster, &["why", models::GEMMA3]).await;
-    for word in ["wide", "cpu", "narrow", "cuda:0", "MiB"] {
+    for word in ["wide", "cpu", "narrow", "cuda:0", "MB"] {
         assert!(why.contains(word), "no {word} in:\n{why}");
     }
     let answer = http::post(cluster.completions_url(), &completion(models::GEMMA3)).await;
@@ -192,7 +210,8 @@ async fn every_device_says_why_a_model_goes_there_or_not_and_a_decision_can_be_m
 #[tokio::test]
 async fn what_must_always_run_runs_is_spread_and_comes_back_with_the_queen() {
     fetch().await;
-    let mut cluster = queen(&[]).await;
+    let state = tempfile::tempdir().unwrap();
+    let mut cluster = queen(&["--state-dir", state.path().to_str().unwrap()]).await;
     let _hives = [hive(&cluster, "a", &[]).await, hive(&cluster, "b", &[]).await];
     rbee(&cluster, &["serve", models::SMOLLM2, "--replicas", "2", "--pin"]).await;
     cluster.until_ready(models::SMOLLM2, 2).await;
@@ -207,10 +226,17 @@ async fn what_must_always_run_runs_is_spread_and_comes_back_with_the_queen() {
     let listed = rbee(&cluster, &["serve", "--list"]).await;
     assert!(listed.contains(models::SMOLLM2), "{listed}");
 
+    cluster.queen.kill().await;
     cluster.restart_queen().await;
     cluster.until_ready(models::SMOLLM2, 2).await;
     let listed = rbee(&cluster, &["serve", "--list"]).await;
     assert!(listed.contains(models::SMOLLM2), "{listed}");
+    rbee(&cluster, &["serve", models::SMOLLM2, "--replicas", "0"]).await;
+    cluster
+        .until("what is not stated any more does not run", |fleet| {
+            fleet.workers.is_empty().then_some(())
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -130,10 +130,14 @@ impl Service {
         match process.state {
             // What its worker says itself is newer.
             ProcessState::Starting => !member.is_some_and(|view| view.item().worker.status != WorkerStatus::Starting),
-            ProcessState::Running => {
-                let known_for = now.saturating_duration_since(host.report.first_seen);
-                member.is_none() && known_for.min(Duration::from_secs(process.uptime_s)) < UNHEARD
-            }
+            ProcessState::Running => match member {
+                None => {
+                    let known_for = now.saturating_duration_since(host.report.first_seen);
+                    known_for.min(Duration::from_secs(process.uptime_s)) < UNHEARD
+                }
+                // Its hive was faster to say that it is ready than itself.
+                Some(view) => view.item().worker.status == WorkerStatus::Starting && view.liveness == Liveness::Online,
+            },
             ProcessState::Restarting => !host.has_owner(process) && waited < RESTART,
             ProcessState::Stopping | ProcessState::Failed => false,
         }

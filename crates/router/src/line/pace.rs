@@ -1,39 +1,28 @@
-//! How fast the requests of a model end.
+//! How long the requests of a model take.
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+/// Weight of the newest request in the mean: the last twenty decide.
+const WEIGHT: f64 = 0.1;
 
-/// What ended before that hardly counts.
-const MEMORY: Duration = Duration::from_secs(30);
-
-/// How fast requests end: a rate in which each of them weighs the less, the longer it is ago.
+/// How long a request holds its worker: a mean in which the latest weigh most.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    per_second: f64,
-    newest: Option<Instant>,
+    mean_s: Option<f64>,
 }
 
 impl Pace {
-    /// One ended.
-    pub(super) fn note(&mut self, now: Instant) {
-        self.per_second = self.at(now) + 1.0 / MEMORY.as_secs_f64();
-        self.newest = Some(now);
+    /// A request held its worker for so long.
+    pub(super) fn note(&mut self, took: Duration) {
+        let took = took.as_secs_f64();
+        self.mean_s = Some(self.mean_s.map_or(took, |mean| mean + WEIGHT * (took - mean)));
     }
 
-    /// How long it takes until so many more have ended; `None` if none has lately.
-    pub(super) fn time_for(&self, requests: usize, now: Instant) -> Option<Duration> {
-        let rate = self.at(now);
-        // Less than half of one request in all of the memory.
-        let is_known = rate * MEMORY.as_secs_f64() > 0.5;
-        is_known.then(|| Duration::from_secs_f64(requests as f64 / rate))
-    }
-
-    fn at(&self, now: Instant) -> f64 {
-        let age = self
-            .newest
-            .map_or(Duration::ZERO, |newest| now.saturating_duration_since(newest));
-        self.per_second * (-age.as_secs_f64() / MEMORY.as_secs_f64()).exp()
+    /// How long it takes until so many more have ended, where so many run all the time (Little's law); `None` if none has
+    /// ended yet.
+    pub(super) fn time_for(&self, requests: usize, running: u32) -> Option<Duration> {
+        let seconds = self.mean_s? * requests as f64 / f64::from(running.max(1));
+        Duration::try_from_secs_f64(seconds).ok()
     }
 }
 
@@ -41,29 +30,24 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn seconds(estimate: Option<Duration>) -> f64 {
-        estimate.map_or(f64::INFINITY, |time| time.as_secs_f64())
-    }
-
     #[test]
-    fn the_estimate_is_the_number_before_over_what_ends_in_a_second() {
-        let start = Instant::now();
+    fn the_estimate_is_what_all_before_it_take_shared_by_those_that_run_together() {
         let mut pace = Pace::default();
-        let mut now = start;
-        for _ in 0..1_000 {
-            now += Duration::from_millis(250);
-            pace.note(now);
+        assert_eq!(pace.time_for(1, 1), None, "nothing has ended yet");
+        for _ in 0..3 {
+            pace.note(Duration::from_millis(500));
         }
-        assert!((seconds(pace.time_for(8, now)) - 2.0).abs() < 0.1);
+        assert_eq!(pace.time_for(8, 1), Some(Duration::from_secs(4)));
+        assert_eq!(pace.time_for(8, 4), Some(Duration::from_secs(1)));
     }
 
     #[test]
-    fn nothing_is_known_before_anything_ended_nor_long_after() {
-        let now = Instant::now();
+    fn requests_of_another_length_are_learned() {
         let mut pace = Pace::default();
-        assert_eq!(pace.time_for(1, now), None);
-        pace.note(now);
-        assert!(pace.time_for(1, now).is_some());
-        assert_eq!(pace.time_for(1, now + MEMORY), None);
+        pace.note(Duration::from_secs(60));
+        for _ in 0..100 {
+            pace.note(Duration::from_secs(1));
+        }
+        assert!(pace.time_for(1, 1).is_some_and(|time| time < Duration::from_secs(2)));
     }
 }

@@ -136,7 +136,7 @@ impl Drop for Ticket {
             self.health.lease_ended();
             // A request that took no slot says nothing of how fast the others end.
             if !self.is_light {
-                state.pace.note(tokio::time::Instant::now());
+                state.pace.note(self.claimed.elapsed());
             }
             self.line.offer_from(&mut state, Some(self.place));
         }
