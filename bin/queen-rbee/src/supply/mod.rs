@@ -1,9 +1,9 @@
 //! Which models there are, and that each is served where it fits when somebody wants it.
 //!
 //! A request for a model that nobody serves is a *demand*. The supply's one task looks at demands and statements and begins
-//! a *load* for each worker that is wanted: where it goes is decided by the scheduler from a [`scene`], which is the fleet's
-//! word less what was promised since ([`books`]); then room is made, a hive is told to start the worker, and its job is
-//! followed until the worker takes requests ([`load`]). A hive's refusal is taken for what it is, and the next one is asked.
+//! a *load* for each worker that is wanted: where it goes is decided by the scheduler from a `scene`, which is the fleet's
+//! word less what was promised since (`books`); then room is made, a hive is told to start the worker, and its job is
+//! followed until the worker takes requests (`load`). A hive's refusal is taken for what it is, and the next one is asked.
 //!
 //! Owns: names of models, promises, what failed where, the record of decisions, what operators stated.
 //! Must not know: requests (it is told how many wait), how a worker is chosen for one, how a hive starts a process.
