@@ -275,7 +275,7 @@ pub(crate) mod tests {
         let problem = serde_json::from_value(nowhere["problem"].clone()).unwrap();
         nowhere["decision"] = serde_json::to_value(scheduler::decide(&problem)).unwrap();
         let lines = shown(nowhere);
-        assert_eq!(lines[3], "gpu-box cuda:0 too small 4.4 GB 2.0 GB 8.0 GB there 1 busy");
+        assert_eq!(lines[3], "gpu-box cuda:0 too small 4.4 GB 2.0 GB 8.0 GB there 1 pinned");
         assert_eq!(lines[7], "No device has room for one worker more.");
     }
 
