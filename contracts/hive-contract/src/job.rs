@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use shared_contract::{ErrorObject, WorkerId};
+use shared_contract::{ErrorObject, HiveId, WorkerId};
 
 use crate::DeviceKind;
 
@@ -181,17 +181,27 @@ pub struct JobProgress {
     pub source: Option<String>,
 }
 
-/// Answer to `GET /v1/jobs/{id}`, and one entry of `GET /v1/jobs`.
+/// Answer to `GET /v1/jobs/{id}`, and one entry of `GET /v1/jobs`. A queen's jobs have more operations than a hive's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobStatus {
+pub struct JobStatus<O = Operation> {
     /// Names the job.
     pub job_id: String,
     /// What was asked.
-    pub operation: Operation,
+    pub operation: O,
+    /// The hive that does it for a queen, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hive_id: Option<HiveId>,
     /// Where it stands.
     pub state: JobState,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
     /// Its last event.
     pub last_event: Option<JobEvent>,
+}
+
+/// Answer to `GET /v1/jobs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobList<O = Operation> {
+    /// The newest first.
+    pub jobs: Vec<JobStatus<O>>,
 }

@@ -14,6 +14,6 @@ pub use capabilities::{
     ModelEntry, ModelFacts, ParseDeviceError, WorkerExit,
 };
 pub use heartbeat::{HiveHeartbeat, HiveInfo};
-pub use job::{JobAccepted, JobEvent, JobProgress, JobState, JobStatus, Operation};
+pub use job::{JobAccepted, JobEvent, JobList, JobProgress, JobState, JobStatus, Operation};
 pub use models::{ModelDetail, ModelFileEntry, ModelHolder, ModelHolders};
 pub use telemetry::{DeviceLoad, MonitorData, OwnerProcess, ProcessState, ProcessStats, TelemetryEvent};

@@ -34,6 +34,8 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     /// No or a wrong token or API key.
     Unauthorized,
+    /// Not for whoever asks, whatever he presents.
+    Forbidden,
     /// No such model.
     ModelNotFound,
     /// No such path, job or worker.
@@ -66,6 +68,7 @@ impl ErrorKind {
         match self {
             Self::InvalidRequest | Self::ContextLengthExceeded => 400,
             Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::ModelNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict => 409,
@@ -98,6 +101,7 @@ impl ErrorKind {
             Self::InvalidRequest => None,
             Self::ContextLengthExceeded => Some("context_length_exceeded"),
             Self::Unauthorized => Some("invalid_api_key"),
+            Self::Forbidden => Some("forbidden"),
             Self::ModelNotFound => Some("model_not_found"),
             Self::NotFound => Some("not_found"),
             Self::MethodNotAllowed => Some("method_not_allowed"),

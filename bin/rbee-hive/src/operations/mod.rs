@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use daemon::ApiError;
 use hive_contract::Operation;
+use jobs::{Failure, Job};
 use model_store::{ModelRef, ModelRefError, StoreError, StoredModel};
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, OperationalStatus, WorkerId};
@@ -17,7 +18,6 @@ use worker_contract::MAX_GRACE_S;
 
 use crate::App;
 use crate::core::Core;
-use crate::jobs::{Failure, Job};
 
 /// An operation that can be done here.
 pub(crate) enum Task {

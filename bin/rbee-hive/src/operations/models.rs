@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use daemon::ApiError;
 use hive_contract::{JobProgress, ModelDetail, ModelEntry, ModelFileEntry};
+use jobs::{Failure, Job};
 use model_store::{DamagedModel, ModelRef, ModelStore, StoreError, StoredModel};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,7 +13,6 @@ use shared_contract::{ErrorKind, WorkerId};
 use super::{list as names, store_error};
 use crate::App;
 use crate::core::Core;
-use crate::jobs::{Failure, Job};
 use crate::model_files::problem;
 use crate::peers;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use daemon::ApiError;
 use hive_contract::{DeviceInfo, DeviceKind, EngineInfo, JobProgress, Operation, ProcessState};
+use jobs::{Failure, Job};
 use model_store::{ModelRef, StoredModel};
 use scheduler::{Reason, Refused, Why};
 use serde_json::{Value, json};
@@ -15,7 +16,6 @@ use super::{list, model_ref, models, store_error};
 use crate::App;
 use crate::core::{Core, Held, Worker};
 use crate::engines::obstacle;
-use crate::jobs::{Failure, Job};
 use crate::placement::{Wish, reserve};
 use crate::workers::{self, Order};
 

@@ -7,6 +7,7 @@ use daemon::ApiError;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use hive_contract::ProcessStats;
+use jobs::{Failure, Job};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, WorkerId};
@@ -15,7 +16,6 @@ use worker_supervisor::Ending;
 use super::list as names;
 use crate::App;
 use crate::core::Core;
-use crate::jobs::{Failure, Job};
 use crate::workers;
 
 /// Lines of a log that are shown where no number is asked for.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use daemon::traces::Collector;
 use heartbeat_client::QueenUrl;
 use hive_contract::{DeviceInfo, DeviceKind};
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,7 @@ pub(crate) struct Launcher {
     announce_dir: PathBuf,
     grace: Duration,
     memory_max_bytes: Option<u64>,
+    otlp_endpoint: Option<Collector>,
 }
 
 impl Launcher {
@@ -94,6 +96,7 @@ impl Launcher {
             announce_dir: config.state_dir.join("announced"),
             grace: config.grace,
             memory_max_bytes: config.sharing.worker_memory_max,
+            otlp_endpoint: config.otlp_endpoint.clone(),
         }
     }
 
@@ -164,6 +167,10 @@ impl Launcher {
             // Not as an argument: other users can read those.
             env.push(("RBEE_TOKEN".into(), token.expose().into()));
         }
+        if let Some(collector) = &self.otlp_endpoint {
+            // A variable, as a worker program of another make may not know the flag.
+            env.push(("RBEE_OTLP_ENDPOINT".into(), collector.to_string().into()));
+        }
         Spec {
             id: order.id.clone(),
             label: order.label(),
@@ -216,6 +223,7 @@ pub(crate) mod tests {
             announce_dir: "/state/announced".into(),
             grace: Duration::from_secs(30),
             memory_max_bytes: None,
+            otlp_endpoint: None,
         }
     }
 

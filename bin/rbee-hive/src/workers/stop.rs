@@ -114,7 +114,6 @@ mod tests {
     use super::*;
     use crate::core::Worker;
     use crate::core::tests::worker;
-    use crate::identity::StateDir;
     use crate::{Args, Config, operations, workers};
 
     /// A worker that runs until it is ended. Its first argument is the script's name.
@@ -130,7 +129,7 @@ mod tests {
             args.extend(["--worker-command".into(), word.into()]);
         }
         let config = Config::try_from(Args::try_parse_from(args).unwrap()).unwrap();
-        let state = StateDir::take(&config.state_dir).unwrap();
+        let state = daemon::StateFolder::take(&config.state_dir).unwrap();
         let http = daemon::client::new().unwrap();
         crate::prepare(config, &state, &http, 1, daemon::Shutdown::new())
             .await

@@ -1,9 +1,15 @@
 //! Jobs, one by one and as a whole.
 
 use futures_util::StreamExt;
+use hive_contract::{JobEvent, JobProgress};
 use serde_json::json;
 
 use super::*;
+use crate::history::{EVENT_LIMIT, MESSAGES_LIMIT, PROGRESS_PAUSE};
+
+fn none_yet() -> Jobs {
+    Jobs::new(|_, _| {})
+}
 
 fn step(phase: &str, done: u64) -> JobProgress {
     JobProgress {
@@ -25,7 +31,7 @@ async fn hang(job: Arc<Job>) -> Result<Value, Failure> {
 /// A job that is over.
 async fn finished(jobs: &Jobs) -> Arc<Job> {
     let work = |_| async { Ok(Value::Null) };
-    let job = jobs.start(Operation::ModelList {}, &Counters::default(), work).unwrap();
+    let job = jobs.start(Operation::ModelList {}, work).unwrap();
     all(&job, None).await;
     job
 }
@@ -36,9 +42,9 @@ async fn all(job: &Job, after: Option<u64>) -> Vec<JobEvent> {
 
 #[tokio::test]
 async fn a_late_reader_gets_the_whole_story_from_the_start() {
-    let jobs = Jobs::default();
+    let jobs = none_yet();
     let job = jobs
-        .start(Operation::ModelList {}, &Counters::default(), |job| async move {
+        .start(Operation::ModelList {}, |job| async move {
             job.say("listing");
             Ok(json!({"models": []}))
         })
@@ -55,9 +61,9 @@ async fn a_late_reader_gets_the_whole_story_from_the_start() {
 
 #[tokio::test]
 async fn a_job_runs_without_a_listener_and_a_cancelled_one_ends_as_cancelled() {
-    let jobs = Jobs::default();
+    let jobs = none_yet();
     let job = jobs
-        .start(Operation::ModelList {}, &Counters::default(), |job| async move {
+        .start(Operation::ModelList {}, |job| async move {
             job.cancelled().cancelled().await;
             Err(Failure::Cancelled)
         })
@@ -69,11 +75,9 @@ async fn a_job_runs_without_a_listener_and_a_cancelled_one_ends_as_cancelled() {
 
 #[tokio::test]
 async fn a_job_that_panics_has_failed() {
-    let jobs = Jobs::default();
+    let jobs = none_yet();
     let job = jobs
-        .start(Operation::ModelList {}, &Counters::default(), |_| async {
-            panic!("a mistake of ours")
-        })
+        .start(Operation::ModelList {}, |_| async { panic!("a mistake of ours") })
         .unwrap();
     let last = all(&job, None).await.pop().unwrap();
     assert_eq!(last.state, JobState::Failed);
@@ -84,9 +88,9 @@ async fn a_job_that_panics_has_failed() {
 async fn the_progress_of_a_phase_leaves_one_event_and_fast_progress_is_thinned_out() {
     let job = Job::new(Operation::ModelList {});
     let told = |done| {
-        let before = job.history.borrow().next_seq;
+        let before = job.history.borrow().next_seq();
         job.progress(step("download", done));
-        job.history.borrow().next_seq != before
+        job.history.borrow().next_seq() != before
     };
     assert!(told(1));
     assert!(!told(2), "too fast");
@@ -144,8 +148,8 @@ async fn a_failure_names_the_step_that_it_happened_in() {
 
 #[tokio::test]
 async fn one_job_too_many_is_refused_until_another_has_ended() {
-    let jobs = Jobs::default();
-    let start = || jobs.start(Operation::ModelList {}, &Counters::default(), hang);
+    let jobs = none_yet();
+    let start = || jobs.start(Operation::ModelList {}, hang);
     let first = start().unwrap();
     for _ in 1..RUNNING_LIMIT {
         start().unwrap();
@@ -159,34 +163,36 @@ async fn one_job_too_many_is_refused_until_another_has_ended() {
 
 #[tokio::test]
 async fn of_many_jobs_that_are_over_the_oldest_are_forgotten_and_never_one_that_runs() {
-    let jobs = Jobs::default();
-    let running = jobs.start(Operation::ModelList {}, &Counters::default(), hang).unwrap();
+    let jobs = none_yet();
+    let running = jobs.start(Operation::ModelList {}, hang).unwrap();
     let mut over = Vec::new();
     for _ in 0..KEPT + 2 {
-        over.push(finished(&jobs).await.id.clone());
+        over.push(finished(&jobs).await.id().to_owned());
     }
-    let kept: Vec<_> = jobs.list().iter().rev().map(|job| job.id.clone()).collect();
-    let expected: Vec<_> = std::iter::once(running.id.clone()).chain(over.drain(2..)).collect();
+    let kept: Vec<_> = jobs.list().iter().rev().map(|job| job.id().to_owned()).collect();
+    let expected: Vec<_> = std::iter::once(running.id().to_owned())
+        .chain(over.drain(2..))
+        .collect();
     assert_eq!(kept, expected);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_is_over_is_forgotten_after_a_day_and_one_that_runs_is_not() {
-    let jobs = Jobs::default();
-    let running = jobs.start(Operation::ModelList {}, &Counters::default(), hang).unwrap();
+    let jobs = none_yet();
+    let running = jobs.start(Operation::ModelList {}, hang).unwrap();
     let over = finished(&jobs).await;
     tokio::time::advance(RETENTION - Duration::from_secs(1)).await;
-    assert!(jobs.get(&over.id).is_some());
+    assert!(jobs.get(over.id()).is_some());
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert!(jobs.get(&over.id).is_none());
-    assert!(jobs.get(&running.id).is_some());
+    assert!(jobs.get(over.id()).is_none());
+    assert!(jobs.get(running.id()).is_some());
 }
 
 #[tokio::test]
 async fn of_long_messages_fewer_are_remembered_and_always_the_last() {
-    let jobs = Jobs::default();
+    let jobs = none_yet();
     let job = jobs
-        .start(Operation::ModelList {}, &Counters::default(), |job| async move {
+        .start(Operation::ModelList {}, |job| async move {
             for number in 0..8 {
                 job.say(format!("{number}{}", "x".repeat(MESSAGES_LIMIT / 4)));
             }
@@ -198,4 +204,37 @@ async fn of_long_messages_fewer_are_remembered_and_always_the_last() {
     let remembered: String = all(&job, None).await.iter().filter_map(first).collect();
     assert_eq!(remembered, "567");
     assert_eq!(events.last().unwrap().state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn of_jobs_with_long_histories_fewer_are_remembered() {
+    let jobs = none_yet();
+    let mut over = Vec::new();
+    for _ in 0..=KEPT_BYTES / MESSAGES_LIMIT {
+        let work = |job: Arc<Job>| async move {
+            job.say("x".repeat(MESSAGES_LIMIT - 8));
+            Ok(Value::Null)
+        };
+        let job = jobs.start(Operation::ModelList {}, work).unwrap();
+        all(&job, None).await;
+        over.push(job.id().to_owned());
+    }
+    assert!(jobs.get(&over[0]).is_none());
+    assert!(over[1..].iter().all(|id| jobs.get(id).is_some()));
+}
+
+#[tokio::test]
+async fn the_error_of_another_daemons_job_is_told_as_it_is() {
+    let job = Job::new(Operation::ModelList {});
+    let theirs = ErrorKind::NoCapacity.object("failed in step `place`: no room", None);
+    job.end(Err(Failure::Told(theirs.clone())));
+    assert_eq!(all(&job, None).await.pop().unwrap().error, Some(theirs));
+}
+
+#[tokio::test]
+async fn who_counts_hears_of_each_job_that_is_over_and_how_it_ended() {
+    let (told, mut heard) = tokio::sync::mpsc::channel(1);
+    let jobs = Jobs::new(move |order: &Operation, state| told.try_send((order.clone(), state)).unwrap());
+    finished(&jobs).await;
+    assert_eq!(heard.recv().await, Some((Operation::ModelList {}, JobState::Succeeded)));
 }
