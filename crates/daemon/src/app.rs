@@ -12,11 +12,14 @@ use clap::Parser;
 use tokio::net::TcpListener;
 
 use crate::config::{self, CommonArgs, Loaded};
-use crate::serve;
 use crate::signals::Shutdown;
+use crate::traces::{self, Export};
+use crate::{client, serve};
 
 /// What is left to the daemon after a second signal, for example to kill its children.
 const FORCED_GRACE: Duration = Duration::from_secs(1);
+/// What is left to the last traces to reach their collector.
+const TRACES_GRACE: Duration = Duration::from_secs(2);
 /// Exit status after a second signal, as shells report an interrupted program.
 const FORCED_STATUS: u8 = 130;
 
@@ -26,6 +29,9 @@ pub trait Daemon {
     type Args: Parser + AsRef<CommonArgs>;
     /// Settings as they are used: valid, or not there.
     type Config;
+
+    /// Its name in traces.
+    const SERVICE: &'static str;
 
     /// Checks the settings; lists every mistake.
     fn configure(args: Self::Args) -> Result<Self::Config, Vec<String>>;
@@ -58,7 +64,12 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
         Err(error) => error.exit(),
     };
     let common = args.as_ref();
-    if let Err(message) = crate::logs::init(&common.log, common.log_format) {
+    let (spans, export) = common
+        .otlp_endpoint
+        .clone()
+        .map(|collector| traces::start(collector, D::SERVICE))
+        .unzip();
+    if let Err(message) = crate::logs::init(&common.log, common.log_format, spans) {
         eprintln!("error: {message}");
         return ExitCode::from(2);
     }
@@ -79,13 +90,13 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(live::<D>(config, announce.as_deref()));
+    let code = runtime.block_on(live::<D>(config, announce.as_deref(), export));
     // Blocking threads that still read or compute have nobody left to answer to.
     runtime.shutdown_background();
     code
 }
 
-async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> ExitCode {
+async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>, export: Option<Export>) -> ExitCode {
     let shutdown = Shutdown::new();
     if let Err(error) = shutdown.listen(D::is_forced_by_second_signal(&config)) {
         tracing::error!("failed to listen for signals: {error}");
@@ -98,6 +109,14 @@ async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> Exit
             return ExitCode::FAILURE;
         }
     };
+    let exporting = match export.map(|export| Ok(export.spawn(client::new()?))).transpose() {
+        Ok(exporting) => exporting,
+        Err(error) => {
+            let error: reqwest::Error = error;
+            tracing::error!("failed to make the client for traces: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let forced = async {
         shutdown.forced().await;
         tokio::time::sleep(FORCED_GRACE).await;
@@ -106,11 +125,16 @@ async fn live<D: Daemon>(config: D::Config, announcement: Option<&Path>) -> Exit
         result = D::run(config, listener, shutdown.clone()) => result.map_err(|error| error.to_string()),
         () = forced => Ok(()),
     };
+    if let Err(error) = &result {
+        tracing::error!("failed to {error}");
+    }
+    if let Some(exporting) = exporting
+        && !shutdown.is_forced()
+    {
+        exporting.finish(TRACES_GRACE).await;
+    }
     match result {
-        Err(error) => {
-            tracing::error!("failed to {error}");
-            ExitCode::FAILURE
-        }
+        Err(_) => ExitCode::FAILURE,
         Ok(()) if shutdown.is_forced() => ExitCode::from(FORCED_STATUS),
         Ok(()) => ExitCode::SUCCESS,
     }

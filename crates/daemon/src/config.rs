@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Parser};
 
 use crate::logs::LogFormat;
+use crate::traces::Collector;
 
 /// Settings that all daemons have.
 #[derive(Debug, Clone, Args)]
@@ -35,6 +36,9 @@ pub struct CommonArgs {
     /// Write `{"port": N, "pid": N}` to this file once the daemon listens
     #[arg(long, env = "RBEE_ANNOUNCE", value_name = "FILE")]
     pub announce: Option<PathBuf>,
+    /// Send traces of requests to this OpenTelemetry collector (OTLP over HTTP), for example http://localhost:4318
+    #[arg(long, env = "RBEE_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<Collector>,
 }
 
 /// Why there are no settings. `clap`'s own errors include `--help` and `--version`.

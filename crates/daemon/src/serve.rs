@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::response::{IntoResponse, Response};
+use axum::middleware::from_fn;
+use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use http::{HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
@@ -24,10 +25,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
+use crate::access::{self, Entry};
 use crate::error::{method_not_allowed, not_found};
-use crate::{ApiError, Shutdown};
+use crate::{ApiError, Shutdown, traces};
 
 /// Header that names a request in logs and answers; taken over from the client where it sends one.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,6 +48,8 @@ pub struct ServeOptions {
     pub header_timeout: Duration,
     /// How long running requests may take once the shutdown has begun.
     pub grace: Duration,
+    /// Paths where others ask all the time: their lines in the access log are at the level debug, and no trace has them.
+    pub quiet: &'static [&'static str],
 }
 
 impl Default for ServeOptions {
@@ -54,6 +58,7 @@ impl Default for ServeOptions {
             max_connections: 8_192,
             header_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(30),
+            quiet: access::QUIET,
         }
     }
 }
@@ -64,7 +69,7 @@ impl Default for ServeOptions {
 /// Handlers can extract `ConnectInfo<SocketAddr>`. Each answer carries `x-request-id`; a panic is a 500, an unknown
 /// path or method a JSON error.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: &Shutdown, options: ServeOptions) {
-    let desk = Arc::new(Desk::new(router));
+    let desk = Arc::new(Desk::new(router, options.quiet));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
@@ -133,6 +138,7 @@ async fn accept(
 /// What all requests pass.
 struct Desk {
     router: Router,
+    quiet: &'static [&'static str],
     /// Tells the ids that this server gives from those of others.
     series: u64,
     /// Ids given so far.
@@ -140,11 +146,18 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(router: Router) -> Self {
+    fn new(router: Router, quiet: &'static [&'static str]) -> Self {
+        let router = router
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed);
+        // A layer costs each request a box, so it is there only where it is of use.
+        let router = match traces::are_on() {
+            true => router.layer(from_fn(traces::name_route)),
+            false => router,
+        };
         Self {
-            router: router
-                .fallback(not_found)
-                .method_not_allowed_fallback(method_not_allowed),
+            router,
+            quiet,
             // The standard library's source of randomness.
             series: RandomState::new().hash_one(0),
             given: AtomicU64::new(0),
@@ -171,7 +184,11 @@ fn write_hex(mut number: u64, room: &mut [u8]) {
 }
 
 /// Every request comes through here: one function costs less than a stack of layers, each of which boxes its future.
-async fn answer(desk: Arc<Desk>, peer: SocketAddr, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+async fn answer(
+    desk: Arc<Desk>,
+    peer: SocketAddr,
+    mut request: Request<Incoming>,
+) -> Result<http::Response<access::Body>, Infallible> {
     let id = match request.headers().get(REQUEST_ID) {
         Some(id) => id.clone(),
         None => {
@@ -187,10 +204,18 @@ async fn answer(desk: Arc<Desk>, peer: SocketAddr, mut request: Request<Incoming
         path = request.uri().path()
     );
     request.extensions_mut().insert(ConnectInfo(peer));
+    let is_quiet = desk.quiet.contains(&request.uri().path());
+    let trace = match is_quiet {
+        true => Span::none(),
+        false => traces::request_span(&request, &id, peer),
+    };
+    let entry = Entry::begin(&mut request, &id, peer, is_quiet);
     let mut router = desk.router.clone();
     let answered = AssertUnwindSafe(async move { router.call(request).await })
         .catch_unwind()
-        .instrument(span)
+        // Innermost, so that what is current in a handler is what traces know.
+        .instrument(trace.clone())
+        .instrument(span.clone())
         .await;
     let mut response = answered.unwrap_or_else(|_| {
         // The panic hook has already logged where and why.
@@ -198,7 +223,8 @@ async fn answer(desk: Arc<Desk>, peer: SocketAddr, mut request: Request<Incoming
         Ok(error.into_response())
     })?;
     response.headers_mut().insert(REQUEST_ID, id);
-    Ok(response)
+    traces::answered(&trace, response.status());
+    Ok(access::Body::follow(response, entry, span, trace))
 }
 
 #[cfg(all(test, target_os = "linux"))]
