@@ -10,6 +10,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use openai_api::sse;
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use crate::endpoint::Endpoint;
 use crate::upstream::{Call, Incoming, Upstream, root_cause};
@@ -70,6 +71,16 @@ impl Failure {
         }
     }
 
+    /// All words of [`reason`](Self::reason).
+    pub(crate) const REASONS: [&'static str; 6] = [
+        "unreachable",
+        "connection_broke",
+        "no_first_byte",
+        "busy",
+        "failed",
+        "unauthorized",
+    ];
+
     /// Its word in the metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -96,20 +107,23 @@ impl fmt::Display for Failure {
 }
 
 /// Sends the call to one worker and awaits the first bytes of the answer; of one that is no stream all of it, up to
-/// [`MAX_HELD`].
+/// [`MAX_HELD`]. The answer takes `span` along, which ends with it.
 pub(crate) async fn attempt(
     upstream: &Upstream,
     call: &Call,
     address: &Address,
     limits: Limits,
+    span: &Span,
 ) -> Result<Answer, Failure> {
     let began = Instant::now();
     let silent = |_| Failure::Silent(began.elapsed());
     let mut deadline = began + limits.silence;
-    let response = timeout_at(deadline, upstream.send(call, address))
+    let response = timeout_at(deadline, upstream.send(call, address, span))
         .await
         .map_err(silent)??;
+    span.record("http.response.status_code", i64::from(response.status().as_u16()));
     let (head, mut rest) = judge(response)?.into_parts();
+    rest.follow(span.clone());
     let is_stream = is_stream(&head);
     loop {
         let Some(frame) = timeout_at(deadline, rest.frame()).await.map_err(silent)? else {
@@ -180,7 +194,7 @@ pub(crate) async fn probe(
         in_all: limit,
         stall: limit,
     };
-    match attempt(upstream, &call, address, limits).await {
+    match attempt(upstream, &call, address, limits, &Span::none()).await {
         Ok(_) | Err(Failure::Busy(_)) => Ok(()),
         Err(failure) => Err(failure),
     }

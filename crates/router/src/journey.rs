@@ -12,12 +12,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use scheduler::Refusal as Obstacle;
 use shared_contract::{ErrorKind, ModelId};
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use worker_contract::{Feature, TOKENS_HEADER};
 
+use crate::account::Account;
 use crate::attempt::{self, Failure};
 use crate::endpoint::Endpoint;
 use crate::health::Kind;
 use crate::line::{Entry, Line, Request, Ticket, Waiting};
+use crate::metrics::ModelMetrics;
 use crate::receipt::Receipt;
 use crate::refusal::{Refusal, Refused};
 use crate::situation::Situation;
@@ -60,6 +64,8 @@ pub(crate) struct Journey {
     failure: Option<Failure>,
     situation: Arc<Situation>,
     receipt: Receipt,
+    /// Gets a copy of the receipt.
+    account: Arc<Account>,
     /// It has been answered once, and goes on with the stream of another worker.
     has_landed: bool,
 }
@@ -80,6 +86,14 @@ pub(crate) struct Landed {
     pub(crate) ticket: Ticket,
 }
 
+/// The HTTP status that a request is answered with.
+pub(crate) fn status(result: &Result<Landed, Refused>) -> u16 {
+    match result {
+        Ok(landed) => landed.head.status.as_u16(),
+        Err(refused) => refused.status(),
+    }
+}
+
 /// A journey under way; see [`Journey::travel`].
 pub(crate) type Travel = Pin<Box<dyn Future<Output = (Journey, Result<Landed, Refused>)> + Send>>;
 
@@ -90,6 +104,7 @@ impl Journey {
         endpoint: Endpoint,
         mut headers: HeaderMap,
         body: &Bytes,
+        account: Arc<Account>,
     ) -> Result<Self, Refusal> {
         let arrived = Instant::now();
         let deadline = deadline(&mut headers, arrived)?;
@@ -98,6 +113,7 @@ impl Journey {
             Some(line) => line,
             None => shared.lines.of(&shared.supply.resolve(&routing.model)?),
         };
+        account.is_for(line.model());
         let (stream, name) = (routing.stream && endpoint.can_stream(), line.model().as_str());
         let prefix = routing.prompt_at.map(|at| line.prefix(&body[at]));
         // An alias: workers know only the model's own name.
@@ -133,6 +149,7 @@ impl Journey {
             answered_by: None,
             failure: None,
             receipt,
+            account,
             has_landed: false,
         })
     }
@@ -149,15 +166,12 @@ impl Journey {
         };
         self.situation.waits_no_longer();
         if !self.has_landed {
-            let status = match &result {
-                Ok(landed) => landed.head.status.as_u16(),
-                Err(refused) => refused.status(),
-            };
-            self.line.count(status);
+            self.line.figures().count(status(&result));
         }
         if let Ok(landed) = &result {
             self.note_landing(&landed.ticket);
         }
+        self.account.note(&self.receipt);
         result
     }
 
@@ -165,7 +179,6 @@ impl Journey {
         if self.has_landed {
             self.receipt.migrations += 1;
         } else {
-            self.shared.metrics.first_byte(self.arrived.elapsed());
             self.has_landed = true;
         }
         self.receipt.report = Some(Arc::clone(ticket.report()));
@@ -197,9 +210,15 @@ impl Journey {
     async fn try_workers(&mut self) -> Result<Landed, Refused> {
         for number in 1..=MAX_ATTEMPTS {
             let ticket = self.next_worker().await?;
+            if let Some(failure) = &self.failure {
+                self.shared.metrics.retry(failure.reason());
+            }
             self.receipt.attempts += 1;
+            self.account.note(&self.receipt);
             let limits = self.shared.limits(self.call.is_stream());
-            let failure = match attempt::attempt(&self.shared.upstream, &self.call, ticket.address(), limits).await {
+            let span = self.attempt_span(&ticket, number);
+            let attempt = attempt::attempt(&self.shared.upstream, &self.call, ticket.address(), limits, &span);
+            let failure = match attempt.instrument(span.clone()).await {
                 Ok(answer) => {
                     ticket.confirm();
                     return Ok(Landed {
@@ -211,6 +230,9 @@ impl Journey {
                 }
                 Err(failure) => failure,
             };
+            span.record("rbee.outcome", failure.reason());
+            span.record("otel.status_code", "ERROR");
+            drop(span);
             tracing::info!(
                 worker = %ticket.worker().id(),
                 model = %self.line.model(),
@@ -218,12 +240,28 @@ impl Journey {
                 failure = %failure,
                 "a worker could not answer"
             );
-            self.shared.metrics.retry(failure.reason());
             ticket.blame(&failure);
             self.request.terms.tried.note(&ticket, &failure);
             self.failure = Some(failure);
         }
         Err(self.give_up())
+    }
+
+    /// For traces: one worker's part of the answer, from the claim to the last byte or the failure.
+    fn attempt_span(&self, ticket: &Ticket, number: usize) -> Span {
+        tracing::trace_span!(
+            target: "otlp",
+            "attempt",
+            otel.kind = "client",
+            otel.status_code = Empty,
+            http.request.method = "POST",
+            http.response.status_code = Empty,
+            url.path = self.call.endpoint().path(),
+            gen_ai.request.model = self.line.model().as_str(),
+            rbee.worker.id = ticket.worker().id().as_str(),
+            rbee.attempt = i64::try_from(number).unwrap_or_default(),
+            rbee.outcome = Empty,
+        )
     }
 
     /// A worker for the next attempt, waiting for one if that may help.
@@ -242,7 +280,8 @@ impl Journey {
         };
         self.situation.waits(waiting.place());
         let since = Instant::now();
-        let result = self.wait(waiting).await;
+        let span = tracing::trace_span!(target: "otlp", "wait", gen_ai.request.model = self.line.model().as_str());
+        let result = self.wait(waiting).instrument(span).await;
         self.receipt.queue += since.elapsed();
         self.situation.waits_no_longer();
         result
@@ -347,6 +386,11 @@ impl Journey {
     /// The model.
     pub(crate) fn model(&self) -> &ModelId {
         self.line.model()
+    }
+
+    /// What is counted for its model.
+    pub(crate) fn figures(&self) -> Arc<ModelMetrics> {
+        Arc::clone(self.line.figures())
     }
 
     /// When the client wants to have it all.

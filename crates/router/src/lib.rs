@@ -6,6 +6,7 @@
 //! Must not know: HTTP frameworks, hives, where a model could be placed or how it is started (it asks its [`Supply`]),
 //! how a worker's heartbeats come in (it reads their registry).
 
+mod account;
 mod affinity;
 mod attempt;
 mod endpoint;
@@ -26,6 +27,7 @@ mod terms;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod tried;
 mod upstream;
 mod worker;
@@ -37,6 +39,7 @@ use bytes::Bytes;
 use heartbeat_registry::Registry;
 use http::{HeaderMap, HeaderValue, Response};
 use shared_contract::{ModelId, WorkerId};
+use tracing::Span;
 use worker_contract::WorkerHeartbeat;
 
 use crate::attempt::Limits;
@@ -45,13 +48,16 @@ use crate::journey::Journey;
 use crate::lines::Lines;
 use crate::metrics::{Metrics, UNKNOWN_MODEL};
 use crate::refusal::Refused;
+use crate::traffic::Load;
 use crate::upstream::Upstream;
 
+pub use crate::account::{Account, Figures};
 pub use crate::endpoint::Endpoint;
 pub use crate::line::{Hold, Line};
 pub use crate::refusal::Refusal;
 pub use crate::relay::Body;
 pub use crate::supply::{Demand, Prospect, Supply};
+pub use crate::traffic::{BUCKET_S, ModelTraffic, Percentiles, Point, TrafficView};
 pub use crate::worker::candidate;
 
 /// Workers that are tried for one answer.
@@ -65,6 +71,8 @@ const STATUS_WINDOW: Duration = Duration::from_secs(1);
 pub struct RouterOptions {
     /// What workers are shown in place of the client's key.
     pub authorization: Option<HeaderValue>,
+    /// The `traceparent` by which a worker's spans become children of a span; without it, workers get the client's.
+    pub traceparent: Option<fn(&Span) -> Option<HeaderValue>>,
     /// Most requests that wait for one model; 0: none does.
     pub queue_max: usize,
     /// Longest wait of a request for a worker that is busy.
@@ -83,6 +91,7 @@ impl Default for RouterOptions {
     fn default() -> Self {
         Self {
             authorization: None,
+            traceparent: None,
             queue_max: 256,
             queue_timeout: Duration::from_secs(30),
             load_timeout: Duration::from_secs(600),
@@ -153,21 +162,30 @@ impl Router {
         }
     }
 
-    /// Answers a request to one of the OpenAI endpoints. Dropping the future, or the answer's body, ends the request at the
+    /// Answers a request to one of the OpenAI endpoints, and keeps its account. Dropping the future, or the answer's body, ends the request at the
     /// worker.
     ///
     /// # Errors
     /// No worker answered; what a worker refused is an answer.
-    pub async fn answer(&self, endpoint: Endpoint, headers: HeaderMap, body: Bytes) -> Result<Response<Body>, Refusal> {
-        let flight = Flight::start(&self.shared.metrics);
-        let mut journey = match Journey::begin(&self.shared, endpoint, headers, &body) {
+    pub async fn answer(
+        &self,
+        endpoint: Endpoint,
+        headers: HeaderMap,
+        body: Bytes,
+        account: Arc<Account>,
+    ) -> Result<Response<Body>, Refusal> {
+        let mut flight = Flight::start(&self.shared.metrics, Arc::clone(&account));
+        let mut journey = match Journey::begin(&self.shared, endpoint, headers, &body, account) {
             Ok(journey) => journey,
             Err(refusal) => {
+                let status = refusal.kind.status();
+                flight.answered(status);
                 flight.landed();
-                self.shared.metrics.requests(UNKNOWN_MODEL, refusal.kind.status()).inc();
+                self.shared.metrics.requests(UNKNOWN_MODEL, status).inc();
                 return Err(refusal);
             }
         };
+        flight.is_for(journey.figures());
         if !journey.is_stream() {
             let result = journey.next_answer().await;
             return finish(journey, result, flight);
@@ -213,6 +231,27 @@ impl Router {
         usize::try_from(self.shared.metrics.waiting.get()).unwrap_or_default()
     }
 
+    /// Keeps the record of the traffic. Called at least once in [`BUCKET_S`] seconds with the seconds since the epoch, best just
+    /// when a multiple of them has passed: then the points tell what was under way at their ends.
+    pub fn sample_traffic(&self, now_s: i64) {
+        self.shared.metrics.traffic.sample(now_s, self.load());
+    }
+
+    /// The last hour of requests up to now, in seconds since the epoch; its points only as far as they began later than `after_s`.
+    ///
+    /// Tokens are counted as they are relayed: by the worker's own naming of each (rbee's workers do), else one for each event
+    /// with something in it, set right by the usage where the answer tells one. Only streams tell when their tokens came.
+    pub fn traffic(&self, now_s: i64, after_s: Option<i64>) -> TrafficView {
+        self.shared.metrics.traffic.view(now_s, after_s, self.load())
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            inflight: self.inflight(),
+            waiting: self.waiting_in_all(),
+        }
+    }
+
     /// Since when a worker has had no request of this router; `None` while it has one, and if there is no such worker.
     pub fn idle_since(&self, worker: &WorkerId) -> Option<Instant> {
         let member = self.shared.workers.get(worker)?;
@@ -236,8 +275,9 @@ impl Router {
 fn finish(
     journey: Journey,
     result: Result<journey::Landed, Refused>,
-    flight: Flight,
+    mut flight: Flight,
 ) -> Result<Response<Body>, Refusal> {
+    flight.answered(journey::status(&result));
     match result {
         Ok(landed) => Ok(relay::response(journey, landed, flight)),
         Err(Refused::Relayed(response)) => Ok(relay::refusal(&journey, *response, flight)),

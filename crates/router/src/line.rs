@@ -20,7 +20,7 @@ use worker_contract::WorkerHeartbeat;
 
 use crate::affinity::{Affinity, Known, Prefix};
 use crate::health::{Clock, Health, Kind};
-use crate::metrics::{Counters, Metrics};
+use crate::metrics::{Metrics, ModelMetrics};
 use crate::terms::Terms;
 use crate::upstream::Upstream;
 use crate::worker::{NOBODY, Worker, candidate};
@@ -35,7 +35,7 @@ const FEW: usize = 16;
 pub struct Line {
     model: ModelId,
     max_waiting: usize,
-    counters: Counters,
+    figures: Arc<ModelMetrics>,
     workers: Arc<Registry<WorkerHeartbeat>>,
     metrics: Arc<Metrics>,
     upstream: Arc<Upstream>,
@@ -110,7 +110,7 @@ impl Line {
         clock: Clock,
     ) -> Self {
         Self {
-            counters: Counters::new(metrics.model_label(&model), &metrics),
+            figures: Arc::new(ModelMetrics::new(metrics.model_label(&model), &metrics)),
             model,
             max_waiting,
             workers,
@@ -182,7 +182,7 @@ impl Line {
             grant,
         };
         state.waiting.insert(place, waiter);
-        self.metrics.waiting.inc();
+        self.figures.joins_queue();
         if request.is_light || state.is_next(place) {
             // What became free before it stood in the line was not offered to it.
             self.offer_from(state, None);
@@ -291,9 +291,9 @@ impl Line {
         state.pace.time_for(state.waiting.len() + 1, running)
     }
 
-    /// Counts an answer.
-    pub(crate) fn count(&self, status: u16) {
-        self.counters.count(status);
+    /// What is counted for the model.
+    pub(crate) fn figures(&self) -> &Arc<ModelMetrics> {
+        &self.figures
     }
 
     /// Whether nobody waits and there are no workers.
@@ -496,7 +496,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let waiter = self.line.lock().waiting.remove(&self.place);
         drop(waiter);
-        self.line.metrics.waiting.dec();
+        self.line.figures.leaves_queue();
     }
 }
 

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::Lost;
 use super::legs::Claim;
 use super::patience::Patience;
 use super::stream::Stream;
+use super::{Lost, billed};
 use crate::flight::Flight;
 use crate::journey::Journey;
 use crate::line::Ticket;
@@ -47,8 +47,13 @@ impl Body {
         first: Option<Bytes>,
         rest: Incoming,
         ticket: Option<Ticket>,
-        flight: Flight,
+        mut flight: Flight,
     ) -> Self {
+        if journey.endpoint().can_stream()
+            && let Some(tokens) = first.as_deref().and_then(billed::completion_tokens)
+        {
+            flight.was_billed(tokens);
+        }
         let mut plain = Plain {
             first,
             rest,
@@ -150,8 +155,8 @@ impl Plain {
     }
 
     fn lost(&mut self, lost: &Lost) {
-        if let Some((Some(ticket), flight)) = &self.hold {
-            flight.metrics().broken.inc();
+        if let Some((Some(ticket), flight)) = &mut self.hold {
+            flight.broke();
             Claim::blame(ticket, lost);
         }
         self.land();

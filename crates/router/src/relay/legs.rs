@@ -77,8 +77,8 @@ pub(super) struct Answer<L: Legs> {
 
 /// Why there is no answer.
 pub(super) enum NoAnswer<L: Legs> {
-    /// The queen says it.
-    Error(ErrorObject),
+    /// The queen says it; with its HTTP status.
+    Error(u16, ErrorObject),
     /// The last worker says it.
     Relayed(StatusCode, L::Rest),
 }
@@ -153,7 +153,7 @@ impl From<Landed> for Answer<Journey> {
 impl From<Refused> for NoAnswer<Journey> {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Error(refusal) => Self::Error(refusal.object()),
+            Refused::Error(refusal) => Self::Error(refusal.kind.status(), refusal.object()),
             Refused::Relayed(response) => Self::Relayed(response.status(), response.into_body()),
         }
     }

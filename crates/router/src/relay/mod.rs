@@ -1,12 +1,13 @@
 //! The answer on its way to the client.
 //!
-//! An answer that is no stream passes untouched ([`body`]). A stream passes in whole events ([`events`], [`pass`]), each of
+//! An answer that is no stream passes untouched ([`body`]; [`billed`]: only its usage is looked for). A stream passes in whole events ([`events`], [`pass`]), each of
 //! which is read in passing ([`observe`]; [`frame`]: mostly without being parsed), so that it is known at any time what the
 //! client has ([`story`]). When its worker is lost, another one is asked to go on ([`plan`], [`asked`]): one that takes up the
 //! tokens, or one that knows the text only and whose events are then rewritten ([`rewrite`]). [`stream`] is the life-cycle.
 //! The claim on a worker lives in the body and falls with it.
 
 mod asked;
+mod billed;
 mod body;
 mod events;
 mod explain;

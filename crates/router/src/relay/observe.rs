@@ -102,6 +102,16 @@ impl<'a> Chunk<'a> {
         choice.text().ok().filter(|text| !has_more && !text.is_empty())
     }
 
+    /// The tokens of the answer in all, where its usage tells them.
+    pub(super) fn completion_tokens(&self) -> Option<u32> {
+        #[derive(Deserialize)]
+        struct Usage {
+            completion_tokens: u32,
+        }
+        let usage: Usage = serde_json::from_str(self.usage?.get()).ok()?;
+        Some(usage.completion_tokens)
+    }
+
     /// Whether it is the chunk that brings the usage, behind the last choice.
     pub(super) fn is_usage(&self) -> bool {
         self.usage.is_some() && self.choices.first.is_none()

@@ -81,9 +81,8 @@ impl Rewriter {
     /// New text that was held back to the end of the stream; `None` if there is none.
     pub(super) fn rest(&mut self) -> Option<String> {
         let seam = self.seam.take()?;
-        let (told, white) = seam.old.split_at(seam.told);
-        let is_repeated = white.starts_with(&*seam.held) || told == seam.held && seam.may_repeat();
-        (!is_repeated).then_some(seam.held)
+        let new = seam.new_text();
+        (!new.is_empty()).then(|| new.to_owned())
     }
 
     /// Whether the choice says anything.
@@ -118,7 +117,7 @@ impl Rewriter {
         let Some(mut seam) = self.seam.take() else { return piece };
         seam.held.push_str(&piece);
         match seam.resolve() {
-            Some(text) => text,
+            Some(new) => new.to_owned(),
             None => {
                 self.seam = Some(seam);
                 String::new()
@@ -158,27 +157,18 @@ impl Seam {
         self.told >= MIN_REPEATED_BYTES
     }
 
-    /// What of the held text is new; `None` as long as that cannot be told.
-    fn resolve(&mut self) -> Option<String> {
-        let (held, white) = (self.held.as_str(), &self.old[self.told..]);
-        if held.is_empty() || white.starts_with(held) && held.len() < white.len() {
-            return None;
-        }
-        if self.may_repeat() {
-            if let Some(new) = held.strip_prefix(&*self.old) {
-                return Some(new.to_owned());
-            }
-            if self.old.starts_with(held) {
-                return None;
-            }
-            // Without the white space that it was not told of.
-            if let Some(new) = held.strip_prefix(&self.old[..self.told])
-                && !white.is_empty()
-            {
-                return Some(without_common_start(new, white).to_owned());
-            }
-        }
-        Some(without_common_start(held, white).to_owned())
+    /// What of the held text is new; `None` as long as more text could change that.
+    fn resolve(&self) -> Option<&str> {
+        let may_become = |whole: &str| self.held.len() < whole.len() && whole.starts_with(&self.held);
+        let is_open = may_become(&self.old[self.told..]) || self.may_repeat() && may_become(&self.old);
+        (!self.held.is_empty() && !is_open).then(|| self.new_text())
+    }
+
+    /// What of the held text is new if there is no more of it: not the old text, nor the white space at the end of that.
+    fn new_text(&self) -> &str {
+        let (told, white) = self.old.split_at(self.told);
+        let repeated = self.held.strip_prefix(told).filter(|_| self.may_repeat());
+        without_common_start(repeated.unwrap_or(&self.held), white)
     }
 }
 
@@ -264,6 +254,11 @@ mod tests {
         );
         assert_eq!(joined(LONG, &[LONG.trim_end(), " the", " worst"]), "the worst");
         assert_eq!(joined(LONG, &[LONG.trim_end()]), "");
+        assert_eq!(
+            joined(&format!("{LONG}  "), &[LONG]),
+            "",
+            "without all of its white space"
+        );
     }
 
     #[test]
@@ -272,6 +267,12 @@ mod tests {
         assert_eq!(joined("Hello\n", &["\n", "\nyou"]), "\nyou");
         assert_eq!(joined("Hello\n\n", &["\n"]), "");
         assert_eq!(joined("Hello ", &["world"]), "world");
+        let began_so = " so it was the best of times and ";
+        assert_eq!(
+            joined(began_so, &[" ", "so"]),
+            "so",
+            "it ended before it was a repetition"
+        );
     }
 
     #[test]
@@ -308,10 +309,8 @@ mod tests {
             let new = pieces.concat();
             let told_end = told.trim_end();
             prop_assume!(told_end.len() < MIN_REPEATED_BYTES || !new.starts_with(told_end));
-            let got = joined(&told, &pieces);
             // But for white space that both sides of the seam have.
-            prop_assert!(new.ends_with(&got));
-            prop_assert!(told[told_end.len()..].starts_with(&new[..new.len() - got.len()]));
+            prop_assert_eq!(joined(&told, &pieces), without_common_start(&new, &told[told_end.len()..]));
         }
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Story {
     /// Answers that have their end.
     finished: u32,
     has_usage: bool,
+    /// Tokens of the answer, by its usage.
+    billed: Option<u32>,
     is_done: bool,
     /// Nobody can go on with it.
     obstacle: Option<Obstacle>,
@@ -96,6 +98,7 @@ impl Default for Story {
             has_begun: false,
             finished: 0,
             has_usage: false,
+            billed: None,
             is_done: false,
             obstacle: None,
             text_obstacle: None,
@@ -130,6 +133,7 @@ impl Story {
         }
         if chunk.is_usage() {
             self.has_usage = true;
+            self.billed = chunk.completion_tokens();
         }
         let Some(choice) = &chunk.choices.first else { return };
         if choice.index > 0 || chunk.choices.has_more {
@@ -267,6 +271,11 @@ impl Story {
     /// Whether the usage was relayed.
     pub(super) fn has_usage(&self) -> bool {
         self.has_usage
+    }
+
+    /// Tokens of the answer by its usage, where that was relayed.
+    pub(super) fn billed(&self) -> Option<u32> {
+        self.billed
     }
 
     /// Whether `[DONE]` was relayed.

@@ -165,6 +165,7 @@ impl<L: Legs> Stream<L> {
                 self.patience.restart();
                 let receipt = legs.receipt();
                 let (data, failed) = self.pass.chunk(chunk, receipt);
+                self.note_progress();
                 if let Some(Failed { event, is_final }) = failed {
                     return Poll::Ready(self.failed(data, event, is_final));
                 }
@@ -241,7 +242,7 @@ impl<L: Legs> Stream<L> {
                 }
                 (_, lost) => lost,
             };
-            self.gave_up(lost.is_some());
+            self.answered(head.status.as_u16(), lost.is_some());
             self.state = State::Explaining {
                 explanation: Explanation::of(head.status, first.as_ref()),
                 rest,
@@ -251,7 +252,10 @@ impl<L: Legs> Stream<L> {
             return Bytes::new();
         }
         match way {
-            None => self.body = legs.body().clone(),
+            None => {
+                self.body = legs.body().clone();
+                self.answered(head.status.as_u16(), false);
+            }
             Some(way) => {
                 self.pass.next_leg(way);
                 self.count(way.outcome());
@@ -272,18 +276,18 @@ impl<L: Legs> Stream<L> {
             return Bytes::new();
         };
         match (why, way, lost) {
-            (NoAnswer::Error(error), Some(way), Some(lost)) => self.go_on(legs, lost, Some((way, error.message))),
+            (NoAnswer::Error(_, error), Some(way), Some(lost)) => self.go_on(legs, lost, Some((way, error.message))),
             (NoAnswer::Relayed(status, _), Some(way @ (Way::Resume | Way::Continue)), Some(lost)) => {
                 let why = format!("the last worker that was asked to answered {status}");
                 self.go_on(legs, lost, Some((way, why)))
             }
-            (NoAnswer::Error(error), _, lost) => {
-                self.gave_up(lost.is_some());
+            (NoAnswer::Error(status, error), _, lost) => {
+                self.answered(status, lost.is_some());
                 self.land();
                 explain::error(error)
             }
             (NoAnswer::Relayed(status, rest), _, lost) => {
-                self.gave_up(lost.is_some());
+                self.answered(status.as_u16(), lost.is_some());
                 self.state = State::Explaining {
                     explanation: Explanation::of(status, None),
                     rest,
@@ -298,6 +302,7 @@ impl<L: Legs> Stream<L> {
     /// The worker says that it cannot go on, behind the data that is still to be passed on.
     fn failed(&mut self, data: Bytes, event: Bytes, is_final: bool) -> Bytes {
         let last = if is_final {
+            self.answered(ErrorKind::InvalidRequest.status(), false);
             self.land();
             event
         } else {
@@ -382,7 +387,7 @@ impl<L: Legs> Stream<L> {
 
     /// Ends an answer that is not finished.
     fn give_up(&mut self, lost: Lost, why: &str) -> Bytes {
-        self.gave_up(true);
+        self.broke();
         let event = match lost {
             Lost::Failed(event) => event,
             lost => {
@@ -405,7 +410,9 @@ impl<L: Legs> Stream<L> {
     fn out_of_time(&mut self) -> Bytes {
         let message = "the answer was not complete within the time that `X-Request-Timeout-Ms` allows; allow more, or ask \
                        for fewer tokens";
-        let event = explain::error(ErrorKind::UpstreamTimeout.object(message, None));
+        let kind = ErrorKind::UpstreamTimeout;
+        self.answered(kind.status(), false);
+        let event = explain::error(kind.object(message, None));
         self.last(event)
     }
 
@@ -425,12 +432,30 @@ impl<L: Legs> Stream<L> {
         }
     }
 
+    /// Counts what has come by now.
+    fn note_progress(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            let story = self.pass.story();
+            flight.streamed(story.spent());
+            if let Some(tokens) = story.billed() {
+                flight.was_billed(tokens);
+            }
+        }
+    }
+
+    /// This is what the client would have been answered, had its stream not begun; `had_begun`: by a worker, too.
+    fn answered(&mut self, status: u16, had_begun: bool) {
+        if had_begun {
+            self.broke();
+        } else if let Some(flight) = &mut self.flight {
+            flight.answered(status);
+        }
+    }
+
     /// Counts a stream that had begun and is not finished.
-    fn gave_up(&self, had_begun: bool) {
-        if let Some(flight) = &self.flight
-            && had_begun
-        {
-            flight.metrics().broken.inc();
+    fn broke(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.broke();
         }
     }
 

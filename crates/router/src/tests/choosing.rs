@@ -121,7 +121,9 @@ async fn tokens_are_counted_by_a_worker_that_can_however_busy_it_is() {
     let house = House::new(RouterOptions::default(), &[&a]);
     let count = || {
         let body = Bytes::from_static(br#"{"model": "m", "messages": []}"#);
-        house.router.answer(Endpoint::CountTokens, HeaderMap::new(), body)
+        house
+            .router
+            .answer(Endpoint::CountTokens, HeaderMap::new(), body, Arc::default())
     };
     let refusal = count().await.map(drop).unwrap_err();
     assert!(refusal.message.contains("count tokens"), "{refusal}");

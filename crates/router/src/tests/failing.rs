@@ -96,6 +96,22 @@ async fn the_refusal_of_the_last_worker_is_passed_on_as_it_is() {
 }
 
 #[tokio::test]
+async fn an_attempt_counts_as_retried_only_if_another_one_followed_it() {
+    let broken = Behaviour::Refuses(StatusCode::INTERNAL_SERVER_ERROR);
+    let (first, second) = tokio::join!(Worker::start("a", broken), Worker::start("b", broken));
+    let retries = |house: &House| {
+        let points = house.router.traffic(1_763_800_000, None).points;
+        points.iter().map(|point| point.retries).sum::<u64>()
+    };
+    let lone = House::new(RouterOptions::default(), &[&first]);
+    assert_eq!(lone.ask().await.unwrap().status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(retries(&lone), 0);
+    let pair = House::new(RouterOptions::default(), &[&first, &second]);
+    assert_eq!(pair.ask().await.unwrap().attempts, 2);
+    assert_eq!(retries(&pair), 1);
+}
+
+#[tokio::test]
 async fn a_lone_worker_that_failed_is_asked_as_there_is_nobody_else() {
     let worker = Worker::start("w", Behaviour::Hangs).await;
     let house = House::new(impatient(), &[&worker]);
@@ -135,9 +151,12 @@ async fn an_answer_that_nobody_can_complete_is_an_error() {
 async fn an_answer_too_long_to_be_held_back_that_breaks_off_is_cut_and_does_not_look_whole() {
     let worker = Worker::start("w", Behaviour::BreaksOff(2 << 20)).await;
     let house = House::new(RouterOptions::default(), &[&worker]);
-    let asking = house
-        .router
-        .answer(Endpoint::ChatCompletions, HeaderMap::new(), r#"{"model": "m"}"#.into());
+    let asking = house.router.answer(
+        Endpoint::ChatCompletions,
+        HeaderMap::new(),
+        r#"{"model": "m"}"#.into(),
+        Arc::default(),
+    );
     let response = asking.await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert!(response.into_body().collect().await.is_err());

@@ -242,7 +242,10 @@ impl House {
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
             .collect();
         let body = request.to_string().into();
-        let response = self.router.answer(Endpoint::ChatCompletions, headers, body).await?;
+        let response = self
+            .router
+            .answer(Endpoint::ChatCompletions, headers, body, Arc::default())
+            .await?;
         let (head, body) = response.into_parts();
         let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
         Ok(Answered {

@@ -92,7 +92,9 @@ async fn what_cannot_be_a_stream_is_refused_with_a_status_however_long_it_waited
     let house = House::new(RouterOptions::default(), &[]);
     house.beat(busy(&worker));
     let body = r#"{"model": "m", "input": "x", "stream": true}"#;
-    let answer = house.router.answer(Endpoint::Embeddings, HeaderMap::new(), body.into());
+    let answer = house
+        .router
+        .answer(Endpoint::Embeddings, HeaderMap::new(), body.into(), Arc::default());
     assert_eq!(answer.await.unwrap_err().kind, ErrorKind::NoCapacity);
 }
 

@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
+use tracing::Span;
 
 use super::framing::{Framing, Head, Malformed, Step};
 use super::pool::Pool;
@@ -122,6 +123,8 @@ pub(crate) struct Incoming {
     framing: Framing,
     stays_open: bool,
     pool: Arc<Pool>,
+    /// Ends with the body.
+    span: Span,
 }
 
 impl Incoming {
@@ -131,6 +134,7 @@ impl Incoming {
             framing,
             stays_open,
             pool: Arc::clone(pool),
+            span: Span::none(),
         };
         if framing.is_over() {
             body.end();
@@ -138,8 +142,22 @@ impl Incoming {
         body
     }
 
+    /// Holds the span of the attempt that this is the answer to.
+    pub(crate) fn follow(&mut self, span: Span) {
+        self.span = span;
+        if self.connection.is_none() {
+            self.note("answered");
+        }
+    }
+
+    /// Ends the span.
+    fn note(&mut self, outcome: &'static str) {
+        std::mem::replace(&mut self.span, Span::none()).record("rbee.outcome", outcome);
+    }
+
     /// Gives the connection back.
     fn end(&mut self) {
+        self.note("answered");
         if let Some(connection) = self.connection.take()
             && self.stays_open
             && connection.is_silent()
@@ -173,6 +191,15 @@ impl Incoming {
     }
 }
 
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if self.connection.is_some() {
+            // Nobody wanted the rest.
+            self.note("left");
+        }
+    }
+}
+
 impl http_body::Body for Incoming {
     type Data = Bytes;
     type Error = io::Error;
@@ -180,6 +207,8 @@ impl http_body::Body for Incoming {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let data = ready!(self.poll_data(cx));
         if data.is_err() {
+            self.span.record("otel.status_code", "ERROR");
+            self.note("connection_broke");
             self.connection = None;
         }
         Poll::Ready(data.transpose().map(|data| data.map(Frame::data)))

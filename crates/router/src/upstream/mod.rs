@@ -20,6 +20,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower::Service;
+use tracing::Span;
 
 use crate::RouterOptions;
 use crate::attempt::Failure;
@@ -50,18 +51,26 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 /// Headers of a client's request that the queen writes herself, or answers herself.
-const REPLACED: [HeaderName; 4] = [
+const REPLACED: [HeaderName; 6] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::AUTHORIZATION,
     header::EXPECT,
+    // Whether the page may ask is settled by now, and a worker would take the queen's pages for foreign ones.
+    header::ORIGIN,
+    HeaderName::from_static("sec-fetch-site"),
 ];
+
+/// W3C Trace Context: the span that a request belongs to.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The connections to the workers.
 pub(crate) struct Upstream {
     connector: HttpConnector,
     pool: Arc<Pool>,
     authorization: Option<HeaderValue>,
+    /// Where traces are on.
+    traceparent: Option<fn(&Span) -> Option<HeaderValue>>,
 }
 
 /// A request as workers get it.
@@ -95,14 +104,18 @@ impl Call {
     }
 
     /// The message to this address: what is sent first, and the rest of it.
-    fn message(&self, address: &Address) -> (Vec<u8>, &[u8]) {
+    fn message(&self, address: &Address, traceparent: Option<&HeaderValue>) -> (Vec<u8>, &[u8]) {
         let url = address.base_url();
         let authority = url.strip_prefix("http://").unwrap_or(url);
         let (copied, rest) = self
             .body
             .split_at(if self.body.len() > MAX_COPY { 0 } else { self.body.len() });
         let length = self.body.len().to_string();
-        let parts: [&[u8]; 9] = [
+        let (name, value, end): (&[u8], &[u8], &[u8]) = match traceparent {
+            Some(value) => (b"traceparent: ", value.as_bytes(), b"\r\n"),
+            None => Default::default(),
+        };
+        let parts: [&[u8]; 12] = [
             b"POST ",
             self.endpoint.path().as_bytes(),
             b" HTTP/1.1\r\nhost: ",
@@ -111,6 +124,9 @@ impl Call {
             length.as_bytes(),
             b"\r\n",
             &self.headers,
+            name,
+            value,
+            end,
             b"\r\n",
         ];
         let mut first = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + copied.len());
@@ -133,6 +149,7 @@ impl Upstream {
             connector,
             pool: Arc::default(),
             authorization: options.authorization.clone(),
+            traceparent: options.traceparent,
         }
     }
 
@@ -140,8 +157,8 @@ impl Upstream {
     /// belongs to the client's connection.
     pub(crate) fn call(&self, endpoint: Endpoint, headers: &HeaderMap, body: Bytes, stream: bool) -> Call {
         let named = named_by_connection(headers);
-        let passes =
-            |name: &HeaderName| !HOP_BY_HOP.contains(name) && !REPLACED.contains(name) && !named.contains(name);
+        let is_own = |name: &HeaderName| REPLACED.contains(name) || self.traceparent.is_some() && name == TRACEPARENT;
+        let passes = |name: &HeaderName| !HOP_BY_HOP.contains(name) && !is_own(name) && !named.contains(name);
         let own = self.authorization.iter().map(|value| (&header::AUTHORIZATION, value));
         let passed = headers.iter().filter(|(name, _)| passes(name));
         let mut lines = Vec::with_capacity(512);
@@ -160,8 +177,15 @@ impl Upstream {
     }
 
     /// Sends the call to one worker and awaits the head of the answer, for however long. Dropped before, it ends the request.
-    pub(crate) async fn send(&self, call: &Call, address: &Address) -> Result<Response<Incoming>, Failure> {
-        let (first, rest) = call.message(address);
+    /// The worker's spans become children of `span`, if traces are on.
+    pub(crate) async fn send(
+        &self,
+        call: &Call,
+        address: &Address,
+        span: &Span,
+    ) -> Result<Response<Incoming>, Failure> {
+        let traceparent = self.traceparent.and_then(|of| of(span));
+        let (first, rest) = call.message(address, traceparent.as_ref());
         if let Some(mut kept) = self.pool.take(address) {
             match kept.exchange(&first, rest).await {
                 Ok(head) => return Ok(self.response(kept, head)),

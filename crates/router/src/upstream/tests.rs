@@ -47,8 +47,35 @@ async fn body_of(response: Response<Incoming>) -> Result<Bytes, String> {
 }
 
 async fn ask(upstream: &Upstream, call: &Call, address: &Address) -> Bytes {
-    let response = upstream.send(call, address).await.unwrap();
+    let response = upstream.send(call, address, &Span::none()).await.unwrap();
     body_of(response).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_gets_the_span_that_asks_it_and_without_traces_the_clients() {
+    let mut headers = HeaderMap::new();
+    headers.insert("traceparent", HeaderValue::from_static("clients"));
+    headers.insert("tracestate", HeaderValue::from_static("vendor=1"));
+    for (traceparent, expected) in [
+        (None, "traceparent: clients\r\ntracestate: vendor=1\r\n\r\n{}"),
+        (
+            Some((|_| Some(HeaderValue::from_static("queens"))) as fn(&Span) -> Option<HeaderValue>),
+            "tracestate: vendor=1\r\ntraceparent: queens\r\n\r\n{}",
+        ),
+    ] {
+        let (listener, address) = listen().await;
+        let upstream = Upstream::new(&RouterOptions {
+            traceparent,
+            ..RouterOptions::default()
+        });
+        let call = upstream.call(Endpoint::Completions, &headers, Bytes::from_static(b"{}"), false);
+        let answer = tokio::spawn(async move { ask(&upstream, &call, &address).await });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let request = read_request(&mut stream).await;
+        assert!(request.ends_with(expected), "{request}");
+        stream.write_all(ANSWER).await.unwrap();
+        answer.await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -126,11 +153,14 @@ async fn nobody_there_and_nobody_answering_are_told_apart() {
         let (mut stream, _) = listener.accept().await.unwrap();
         read_request(&mut stream).await;
     });
-    assert!(matches!(upstream.send(&call, &address).await, Err(Failure::Broke(_))));
+    assert!(matches!(
+        upstream.send(&call, &address, &Span::none()).await,
+        Err(Failure::Broke(_))
+    ));
     // The listener is gone by now.
     server.await.unwrap();
     assert!(matches!(
-        upstream.send(&call, &address).await,
+        upstream.send(&call, &address, &Span::none()).await,
         Err(Failure::Unreachable(_))
     ));
 }
@@ -149,7 +179,7 @@ async fn a_body_that_ends_early_is_an_error_and_one_that_may_end_so_is_whole() {
             stream.write_all(answer).await.unwrap();
         }
     });
-    let cut = upstream.send(&call, &address).await.unwrap();
+    let cut = upstream.send(&call, &address, &Span::none()).await.unwrap();
     assert_eq!(body_of(cut).await, Err("the worker closed the connection".to_owned()));
     assert_eq!(ask(&upstream, &call, &address).await, "ok");
     server.await.unwrap();
@@ -168,7 +198,7 @@ async fn a_body_that_is_dropped_closes_its_connection() {
             .unwrap();
         stream.read(&mut [0]).await.unwrap()
     });
-    let mut response = upstream.send(&call, &address).await.unwrap();
+    let mut response = upstream.send(&call, &address, &Span::none()).await.unwrap();
     let first = response.body_mut().frame().await.unwrap().unwrap();
     assert_eq!(first.into_data().unwrap(), "ok");
     drop(response);
@@ -193,7 +223,7 @@ async fn a_refusal_that_comes_before_the_whole_request_was_read_is_an_answer() {
         // Reads no further; stays until the client has seen the answer.
         stream
     });
-    let response = upstream.send(&call, &address).await;
+    let response = upstream.send(&call, &address, &Span::none()).await;
     let _stream = server.await.unwrap();
     assert_eq!(response.unwrap().status(), 413);
 }
@@ -209,7 +239,7 @@ async fn a_length_that_does_not_count_is_not_passed_on() {
         let answer = format!("{head}2\r\nok\r\n0\r\n\r\n");
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
-    let response = upstream.send(&call, &address).await.unwrap();
+    let response = upstream.send(&call, &address, &Span::none()).await.unwrap();
     assert!(response.headers().is_empty());
     assert_eq!(body_of(response).await.unwrap(), "ok");
     server.await.unwrap();

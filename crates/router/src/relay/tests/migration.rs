@@ -128,6 +128,24 @@ fn a_worker_that_knows_the_text_only_is_asked_to_go_on_with_the_message_for_the_
 }
 
 #[test]
+fn white_space_at_the_seam_comes_once_also_where_the_answer_ends_like_it_began() {
+    // The rest, with the space that the next worker was not told of, is how the whole text begins: it could be a repetition.
+    let pieces = [" €", "a", "€€", " \\", " \"ä", "€\n\n\n", "ä", "\n", "\\ ", "€"];
+    let model = Model::new(&pieces);
+    let speaking = model.clone();
+    let mut taken = Some(pieces.len());
+    let script = Script::new(&model.request(), move |asked| {
+        let events = speaking.by_text(asked);
+        match taken.take() {
+            // The role, and all pieces but the last.
+            Some(count) => Worker::streams(events.into_iter().take(count), Then::Breaks),
+            None => Worker::streams(events, Then::Ends),
+        }
+    });
+    assert_eq!(text(&script.output()), pieces.concat());
+}
+
+#[test]
 fn tokens_and_prompt_are_counted_as_if_one_worker_had_done_it_all() {
     let model = Model {
         include_usage: true,

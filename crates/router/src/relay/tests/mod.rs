@@ -1,5 +1,6 @@
 //! The relay of a stream, over workers that are scripts.
 
+mod figures;
 mod life;
 mod migration;
 mod real;
@@ -25,8 +26,9 @@ use super::Lost;
 use super::legs::{Answer, Claim, Legs, NoAnswer, Travel};
 use super::stream::Stream;
 use crate::Endpoint;
+use crate::account::Account;
 use crate::flight::Flight;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelMetrics};
 use crate::receipt::Receipt;
 use crate::testing::{heartbeat, record};
 
@@ -81,6 +83,7 @@ struct Script {
     body: Bytes,
     deadline: Option<Instant>,
     receipt: Receipt,
+    account: Arc<Account>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -97,6 +100,7 @@ impl Script {
             body: request.to_string().into(),
             deadline: None,
             receipt: Receipt::default(),
+            account: Arc::default(),
             seen: Arc::default(),
         }
     }
@@ -111,9 +115,18 @@ impl Script {
 
     /// The stream that the client gets, from its very beginning.
     fn stream(self) -> (Stream<Self>, Arc<Mutex<Seen>>, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::new(&mut prometheus_client::registry::Registry::default()));
+        self.stream_counted_in(&mut prometheus_client::registry::Registry::default())
+    }
+
+    /// The same, with metrics that can be read.
+    fn stream_counted_in(
+        self,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> (Stream<Self>, Arc<Mutex<Seen>>, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new(registry));
         let seen = Arc::clone(&self.seen);
-        let flight = Flight::start(&metrics);
+        let mut flight = Flight::start(&metrics, Arc::clone(&self.account));
+        flight.is_for(Arc::new(ModelMetrics::new("m".to_owned(), &metrics)));
         (Stream::waiting(self.travel(), (), flight), seen, metrics)
     }
 
@@ -173,7 +186,10 @@ impl Legs for Script {
                     claim: Held(Arc::clone(&self.seen)),
                 })
             }
-            Worker::IsMissing(why) => Err(NoAnswer::Error(ErrorKind::NoCapacity.object(why, None))),
+            Worker::IsMissing(why) => {
+                let kind = ErrorKind::NoCapacity;
+                Err(NoAnswer::Error(kind.status(), kind.object(why, None)))
+            }
             Worker::IsAwaited => return Box::pin(std::future::pending()),
         };
         Box::pin(std::future::ready((self, result)))

@@ -122,7 +122,7 @@ async fn a_stream_whose_worker_dies_is_finished_by_another_one() {
     let request = model.request().to_string().into();
     let answer = tokio::spawn(async move {
         let response = router
-            .answer(Endpoint::ChatCompletions, HeaderMap::new(), request)
+            .answer(Endpoint::ChatCompletions, HeaderMap::new(), request, Arc::default())
             .await
             .unwrap();
         let first = response.headers()["x-rbee-worker"].to_str().unwrap().to_owned();
@@ -150,7 +150,7 @@ async fn a_client_that_leaves_closes_the_connection_to_the_worker() {
     let request = model.request().to_string().into();
     let answer = tokio::spawn(async move {
         let response = asking
-            .answer(Endpoint::ChatCompletions, HeaderMap::new(), request)
+            .answer(Endpoint::ChatCompletions, HeaderMap::new(), request, Arc::default())
             .await
             .unwrap();
         let mut body = response.into_body();
