@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::{fmt, io, thread};
 
 use tokio::sync::watch;
-use tracing::Span;
 
 use crate::embedding::{Embedding, Pooler};
 use crate::generation::Generation;
@@ -14,6 +13,7 @@ use crate::sampling::Sampler;
 use crate::sequence::Task;
 use crate::shared::{EngineState, Limits, Shared, Waiting};
 use crate::step_loop::StepLoop;
+use crate::trace::Trace;
 use crate::{Counters, Load, MAX_LOGPROBS, Model, Pooling, Request, Sampling, SubmitError};
 
 /// Starts engines.
@@ -116,7 +116,7 @@ impl EngineHandle {
                 prompt: request.prompt,
                 max_tokens,
                 task: Task::answer(reply, sampler, prompt_logprobs),
-                span: Span::current(),
+                trace: Trace::queued(),
             };
             (generation, waiting)
         })
@@ -140,7 +140,7 @@ impl EngineHandle {
                 prompt: tokens,
                 max_tokens: 0,
                 task: Task::embedding(reply, pooler),
-                span: Span::current(),
+                trace: Trace::queued(),
             };
             (embedding, waiting)
         })

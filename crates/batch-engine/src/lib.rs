@@ -28,6 +28,7 @@ mod sampling;
 mod sequence;
 mod shared;
 mod step_loop;
+mod trace;
 
 pub use constraint::{Constraint, ConstraintError, TokenMask};
 pub use embedding::Embedding;

@@ -3,7 +3,6 @@
 use std::mem;
 
 use tokio::sync::oneshot;
-use tracing::Span;
 
 use crate::compose::Share;
 use crate::embedding::Pooler;
@@ -11,6 +10,7 @@ use crate::generation::{Beginning, Reply};
 use crate::kv::{BlockTable, KvBlocks};
 use crate::sampling::{Choice, Sampler, Scratch};
 use crate::shared::Waiting;
+use crate::trace::Trace;
 use crate::{FinishReason, Model, Output, StepInput, TokenLogprobs};
 
 /// Whether a request was completed, or why not.
@@ -100,7 +100,7 @@ impl Task {
 
 /// A request that has a slot and KV blocks.
 pub(crate) struct Sequence {
-    pub(crate) span: Span,
+    trace: Trace,
     /// Set when the request is complete or broken; the sequence is in no further step.
     pub(crate) outcome: Option<Outcome>,
     task: Task,
@@ -138,10 +138,11 @@ impl Sequence {
         kv.admit(reusable, waiting.prompt.len() + waiting.max_tokens, task.fills_cache())
     }
 
-    pub(crate) fn new(waiting: Waiting, table: BlockTable, kv: &KvBlocks) -> Self {
+    pub(crate) fn new(mut waiting: Waiting, table: BlockTable, kv: &KvBlocks) -> Self {
         let cached_tokens = kv.cached_tokens(&table);
+        waiting.trace.prefill(waiting.prompt.len(), cached_tokens);
         Self {
-            span: waiting.span,
+            trace: waiting.trace,
             outcome: None,
             task: waiting.task,
             prompt_tokens: waiting.prompt.len(),
@@ -262,6 +263,7 @@ impl Sequence {
                         progress.hit = self.cached_tokens;
                     }
                     answer.begin(self.cached_tokens);
+                    self.trace.decode();
                 }
                 progress.decoded = self.choose_next(rows, model, scratch);
             }
@@ -324,10 +326,12 @@ impl Sequence {
     }
 
     /// Its blocks, which are to be given back, and what is left to tell the reader.
-    pub(crate) fn end(self) -> (BlockTable, Ended) {
+    pub(crate) fn end(mut self) -> (BlockTable, Ended) {
+        let generated_tokens = self.generated();
+        self.trace.end(generated_tokens);
         let ended = Ended {
-            generated_tokens: self.generated(),
-            span: self.span,
+            generated_tokens,
+            trace: self.trace,
             task: self.task,
             outcome: self.outcome,
         };
@@ -348,7 +352,7 @@ impl Answer {
 
 /// A sequence that is no longer among the running ones, and whose reader has not been told.
 pub(crate) struct Ended {
-    pub(crate) span: Span,
+    pub(crate) trace: Trace,
     pub(crate) task: Task,
     /// `None`: the reader has left.
     pub(crate) outcome: Option<Outcome>,

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
 
 use crate::sequence::Task;
+use crate::trace::Trace;
 use crate::{Counters, Load, SubmitError};
 
 /// The engine's life. `Running -> Draining -> Stopped`; `Running | Draining -> Failed`, which is final.
@@ -32,8 +32,7 @@ pub(crate) struct Waiting {
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_tokens: usize,
     pub(crate) task: Task,
-    /// Where the request was submitted.
-    pub(crate) span: Span,
+    pub(crate) trace: Trace,
 }
 
 /// What is fixed at the start.

@@ -109,7 +109,7 @@ impl StepLoop {
             };
             if waiting.task.needs_model(waiting.max_tokens) {
                 let (prompt_tokens, cached_tokens) = (waiting.prompt.len(), self.kv.cached_tokens(&table));
-                tracing::debug!(parent: &waiting.span, prompt_tokens, cached_tokens, "sequence starts");
+                tracing::debug!(parent: waiting.trace.request(), prompt_tokens, cached_tokens, "sequence starts");
                 self.running.push(Sequence::new(waiting, table, &self.kv));
             } else {
                 self.kv.release(table);
@@ -178,12 +178,12 @@ impl StepLoop {
         }
         for ended in self.leaving.drain(..) {
             let Ended {
-                span,
+                trace,
                 task,
                 outcome,
                 generated_tokens,
             } = ended;
-            tracing::debug!(parent: &span, generated_tokens, ?outcome, "sequence ends");
+            tracing::debug!(parent: trace.request(), generated_tokens, ?outcome, "sequence ends");
             if let Some(outcome) = outcome {
                 task.finish(outcome);
             }
