@@ -108,7 +108,9 @@ impl Answers {
             }
             None => {
                 self.ticket.end(Outcome::Finished);
-                Step::Done(self.usage())
+                let usage = self.usage();
+                self.ticket.used(&usage);
+                Step::Done(usage)
             }
         };
         self.is_over = true;

@@ -20,8 +20,8 @@ const MAX_SLOTS: usize = 256;
 /// Longest name of a device.
 const MAX_DEVICE_NAME_BYTES: usize = 64;
 
-/// The version, and the devices that this build can use: a hive reads it.
-fn version() -> String {
+/// The kinds of devices that this build can use. `--version` names them, and a hive reads them there.
+pub fn features() -> Vec<String> {
     let mut devices = vec!["cpu".to_owned()];
     if cfg!(feature = "cuda") {
         // GGUF kernels are compiled for one compute capability, which candle's build takes from this variable.
@@ -31,12 +31,12 @@ fn version() -> String {
     if cfg!(feature = "metal") {
         devices.push("metal".to_owned());
     }
-    format!("{} ({})", env!("CARGO_PKG_VERSION"), devices.join(", "))
+    devices
 }
 
 /// Serves one model on one device, and tells the queen about it.
 #[derive(Debug, Clone, Parser)]
-#[command(version = version())]
+#[command(version = daemon::build::describe(&features()))]
 pub struct Args {
     /// Settings that all daemons have.
     #[command(flatten)]
@@ -347,7 +347,8 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn the_version_names_the_devices_of_the_build() {
-        assert!(version().ends_with(" (cpu)"), "{}", version());
+        let error = Args::try_parse_from(["worker", "--version"]).unwrap_err().to_string();
+        assert!(error.trim_end().ends_with(", features: cpu)"), "{error}");
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -10,6 +10,7 @@
 //! in it, `answers.rs` joins the answers of one request, `http/stream.rs` frames them.
 //! A heartbeat: `state.rs` is what there is to say, `heartbeat.rs` says it when it changes, `heartbeat-client` knows to whom.
 
+mod account;
 mod activity;
 mod answers;
 mod config;
@@ -35,12 +36,12 @@ use std::time::Duration;
 
 use batch_engine::{Engine, EngineOptions, EngineState};
 use chrono::Utc;
-use daemon::{ServeOptions, Shutdown};
+use daemon::{PageGuard, ServeOptions, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-pub use config::{Args, Config};
+pub use config::{Args, Config, features};
 pub use http::{Health, MAX_BODY_BYTES};
 pub use state::Memory;
 
@@ -57,6 +58,8 @@ pub struct Worker;
 impl daemon::app::Daemon for Worker {
     type Args = Args;
     type Config = Config;
+
+    const SERVICE: &'static str = "llm-worker-rbee";
 
     fn configure(args: Args) -> Result<Config, Vec<String>> {
         args.try_into()
@@ -133,7 +136,9 @@ where
             state: Arc::clone(&state),
             queens: queens.clone(),
         };
-        let (router, closing) = (http::router(app, config.token.clone()), closing.clone());
+        let pages = PageGuard::new(config.token.is_none() && config.address.ip().is_loopback());
+        let pages = pages.named(config.advertise_host.as_deref());
+        let (router, closing) = (http::router(app, config.token.clone(), pages), closing.clone());
         let options = ServeOptions {
             grace: FLUSH_GRACE,
             ..ServeOptions::default()

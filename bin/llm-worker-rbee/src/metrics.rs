@@ -1,12 +1,16 @@
-//! What `GET /metrics` shows, in Prometheus' text format.
+//! What `GET /metrics` shows.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use axum::http::HeaderMap;
+use axum::response::Response;
 use batch_engine::{Counters, EngineHandle};
+use daemon::ApiError;
+use daemon::metrics::{Exposition, show};
+use openai_api::Usage;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -15,6 +19,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::account::Account;
 use crate::activity::Activity;
 use crate::state::Memory;
 
@@ -26,6 +31,7 @@ const INTER_TOKEN_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Arc<Registry>,
+    exposition: Arc<Exposition>,
     requests: Family<RequestLabels, Counter>,
     first_token_seconds: Histogram,
     inter_token_seconds: Histogram,
@@ -107,13 +113,13 @@ impl Metrics {
             requests.clone(),
         );
         registry.register_with_unit(
-            "first_token",
+            "time_to_first_token",
             "Time from the request to the first token of its answer",
             Unit::Seconds,
             first_token_seconds.clone(),
         );
         registry.register_with_unit(
-            "inter_token",
+            "inter_token_latency",
             "Time from one token of an answer to its next",
             Unit::Seconds,
             inter_token_seconds.clone(),
@@ -121,6 +127,7 @@ impl Metrics {
         registry.register_collector(Box::new(EngineCollector(Arc::clone(&engine))));
         Self {
             registry: Arc::new(registry),
+            exposition: Arc::new(Exposition::start()),
             requests,
             first_token_seconds,
             inter_token_seconds,
@@ -141,13 +148,14 @@ impl Metrics {
     }
 
     /// Counts a request that has just come.
-    pub(crate) fn begin(&self, endpoint: Endpoint) -> Ticket {
+    pub(crate) fn begin(&self, endpoint: Endpoint, account: Arc<Account>) -> Ticket {
         self.activity.begin();
         Ticket {
             metrics: self.clone(),
             endpoint,
             outcome: Outcome::Refused,
             since: Instant::now(),
+            account,
         }
     }
 
@@ -156,11 +164,9 @@ impl Metrics {
         &self.activity
     }
 
-    /// The text that Prometheus reads.
-    pub(crate) fn render(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    /// The answer to `GET /metrics`.
+    pub(crate) fn answer(&self, headers: &HeaderMap) -> Result<Response, ApiError> {
+        self.exposition.answer(headers, &self.registry)
     }
 }
 
@@ -170,6 +176,7 @@ pub(crate) struct Ticket {
     endpoint: Endpoint,
     outcome: Outcome,
     since: Instant,
+    account: Arc<Account>,
 }
 
 impl Ticket {
@@ -182,9 +189,14 @@ impl Ticket {
     pub(crate) fn pulse(&self, is_first_answer: bool) -> Pulse {
         Pulse {
             metrics: self.metrics.clone(),
-            begun: is_first_answer.then_some(self.since),
+            begun: is_first_answer.then(|| (self.since, Arc::clone(&self.account))),
             latest: None,
         }
+    }
+
+    /// What it took.
+    pub(crate) fn used(&self, usage: &Usage) {
+        self.account.used(usage);
     }
 
     /// How it ended.
@@ -208,7 +220,7 @@ impl Drop for Ticket {
 pub(crate) struct Pulse {
     metrics: Metrics,
     /// When the request came, if the time to its first token is wanted.
-    begun: Option<Instant>,
+    begun: Option<(Instant, Arc<Account>)>,
     /// When the latest token came.
     latest: Option<Instant>,
 }
@@ -221,8 +233,9 @@ impl Pulse {
         match self.latest.replace(now) {
             Some(latest) => self.metrics.inter_token_seconds.observe(passed(latest)),
             None => {
-                if let Some(begun) = self.begun {
-                    self.metrics.first_token_seconds.observe(passed(begun));
+                if let Some((begun, account)) = &self.begun {
+                    self.metrics.first_token_seconds.observe(passed(*begun));
+                    account.first_token(now.duration_since(*begun));
                 }
             }
         }
@@ -247,15 +260,11 @@ impl Collector for EngineCollector {
     }
 }
 
-fn show(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-}
-
 fn encode_load(encoder: &mut DescriptorEncoder<'_>, engine: &EngineHandle) -> fmt::Result {
     let load = engine.load();
     for (name, help, value) in [
-        ("running", "Sequences being computed", load.running),
-        ("waiting", "Requests that wait for a slot", load.waiting),
+        ("sequences_running", "Sequences being computed", load.running),
+        ("requests_waiting", "Requests that wait for a slot", load.waiting),
         (
             "slots",
             "Sequences that can be computed together",
@@ -273,7 +282,7 @@ fn encode_load(encoder: &mut DescriptorEncoder<'_>, engine: &EngineHandle) -> fm
             load.kv_cached_tokens,
         ),
         (
-            "kv_total_tokens",
+            "kv_capacity_tokens",
             "Tokens that the KV cache can hold",
             load.kv_total_tokens,
         ),

@@ -26,7 +26,7 @@ use crate::state::Served;
 use crate::transcript::Spelled;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let ticket = state.metrics.begin(Endpoint::ChatCompletions);
+    let ticket = super::begin(&state, Endpoint::ChatCompletions, &request);
     let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
     let request = ChatRequest::parse(&body).map_err(refused)?;

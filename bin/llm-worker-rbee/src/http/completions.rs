@@ -23,7 +23,7 @@ use crate::state::Served;
 use crate::transcript::Spelled;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let ticket = state.metrics.begin(Endpoint::Completions);
+    let ticket = super::begin(&state, Endpoint::Completions, &request);
     let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
     let mut request = CompletionRequest::parse(&body).map_err(refused)?;

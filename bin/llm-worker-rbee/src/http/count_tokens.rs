@@ -12,7 +12,7 @@ use crate::metrics::{Endpoint, Outcome};
 
 /// Counts at the length that a chat with the same body would have, also of one that is too long for the model.
 pub(super) async fn count(FromState(state): Shared, request: Request) -> Result<Json<TokenCount>, ApiError> {
-    let mut ticket = state.metrics.begin(Endpoint::CountTokens);
+    let mut ticket = super::begin(&state, Endpoint::CountTokens, &request);
     let body = json_body(request, &state).await?;
     let request = ChatRequest::parse(&body).map_err(refused)?;
     check_model(&state, &request.model)?;

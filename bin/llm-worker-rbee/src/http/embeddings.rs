@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use daemon::extract::json_body;
 use daemon::{ApiError, Json};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use openai_api::{EmbeddingList, EmbeddingRequest, Prompt};
+use openai_api::{EmbeddingList, EmbeddingRequest, Prompt, Usage};
 
 use shared_contract::ErrorKind;
 
@@ -15,7 +15,7 @@ use crate::metrics::{Endpoint, Outcome};
 use crate::state::Served;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let mut ticket = state.metrics.begin(Endpoint::Embeddings);
+    let mut ticket = super::begin(&state, Endpoint::Embeddings, &request);
     let manners = Manners::of(request.headers())?;
     let body = json_body(request, &state).await?;
     let request = EmbeddingRequest::parse(&body).map_err(refused)?;
@@ -39,8 +39,9 @@ pub(super) async fn create(FromState(state): Shared, request: Request) -> Result
         ticket.end(if is_fault { Outcome::Failed } else { Outcome::Refused });
     })?;
     ticket.end(Outcome::Finished);
-
     let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+    ticket.used(&Usage::new(tokens, 0));
+
     let list = EmbeddingList::new(request.model.into(), vectors, request.encoding_format, tokens);
     Ok(tell_ignored(Json(list).into_response(), &request.ignored))
 }

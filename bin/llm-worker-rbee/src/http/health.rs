@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use axum::extract::State as FromState;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use daemon::{ApiError, Json};
 use heartbeat_client::Queens;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,6 @@ use worker_contract::WorkerStatus;
 use super::Shared;
 use crate::heartbeat;
 use crate::state::{Memory, Phase, State};
-
-/// Content type of Prometheus' text format.
-const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answer to `GET /health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,7 +80,6 @@ fn of(state: &State, queen_problem: Option<String>) -> Health {
     }
 }
 
-pub(super) async fn metrics(FromState(state): Shared) -> Result<Response, ApiError> {
-    let text = state.metrics.render().map_err(ApiError::internal)?;
-    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+pub(super) async fn metrics(FromState(state): Shared, headers: HeaderMap) -> Result<Response, ApiError> {
+    state.metrics.answer(&headers)
 }

@@ -17,7 +17,7 @@ use crate::metrics::Endpoint;
 use crate::parts::Part;
 
 pub(super) async fn create(FromState(state): Shared, request: Request) -> Result<Response, ApiError> {
-    let ticket = state.metrics.begin(Endpoint::Infer);
+    let ticket = super::begin(&state, Endpoint::Infer, &request);
     let request: InferRequest = from_slice(&json_body(request, &state).await?)?;
     validate(&request)?;
     let served = served(&state)?;

@@ -21,17 +21,19 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRef, State as FromState};
+use axum::extract::{DefaultBodyLimit, FromRef, Request, State as FromState};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use daemon::{ApiError, Guard, Json, Secret, auth};
+use daemon::{ApiError, Guard, Json, PageGuard, Secret, auth, origin};
 use heartbeat_client::Queens;
 use openai_api::InvalidRequest;
 use serde::Serialize;
 use shared_contract::ErrorKind;
 use worker_contract::{DrainRequest, MAX_GRACE_S};
 
+use crate::account::Account;
+use crate::metrics::{Endpoint, Ticket};
 use crate::state::{Phase, Served, State};
 
 pub use health::Health;
@@ -65,8 +67,9 @@ impl FromRef<App> for Queens {
     }
 }
 
-/// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`.
-pub(crate) fn router(app: App, token: Option<Secret>) -> Router {
+/// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`, and no web page may use them but those
+/// that `pages` lets in.
+pub(crate) fn router(app: App, token: Option<Secret>, pages: PageGuard) -> Router {
     let guard = Guard::new(token, "--token");
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::create))
@@ -79,7 +82,8 @@ pub(crate) fn router(app: App, token: Option<Secret>) -> Router {
         .route("/v1/drain", post(drain))
         .route("/v1/queens", post(queens::add))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .route_layer(from_fn_with_state(guard, auth::require));
+        .route_layer(from_fn_with_state(guard, auth::require))
+        .route_layer(from_fn_with_state(pages, origin::require));
     Router::new()
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
@@ -110,6 +114,11 @@ async fn drain(FromState(state): Shared, body: Bytes) -> Result<(StatusCode, Jso
     Ok((StatusCode::ACCEPTED, Json(Draining { status: "draining" })))
 }
 
+/// Follows a request that has just come.
+fn begin(state: &Arc<State>, endpoint: Endpoint, request: &Request) -> Ticket {
+    state.metrics.begin(endpoint, Account::of(state, request.extensions()))
+}
+
 /// The model, if it can be asked now.
 fn served(state: &State) -> Result<Arc<Served>, ApiError> {
     match (state.phase(), state.served()) {
@@ -137,6 +146,7 @@ fn served(state: &State) -> Result<Arc<Served>, ApiError> {
 fn check_model(state: &State, asked: &str) -> Result<(), ApiError> {
     let there = &state.identity.model_id;
     if asked == there.as_str() {
+        tracing::Span::current().record("gen_ai.request.model", asked);
         return Ok(());
     }
     let message = format!("the model `{asked}` is not here; this worker serves `{there}`");

@@ -222,6 +222,8 @@ async fn metrics_count_requests_and_tokens() {
         .await;
     worker.until_metric("rbee_worker_prefill_tokens_total 5").await;
     worker.until_metric("rbee_worker_decode_tokens_total 5").await;
-    worker.until_metric("rbee_worker_first_token_seconds_count 1").await;
-    worker.until_metric("rbee_worker_running 0").await;
+    worker
+        .until_metric("rbee_worker_time_to_first_token_seconds_count 1")
+        .await;
+    worker.until_metric("rbee_worker_sequences_running 0").await;
 }

@@ -42,8 +42,12 @@ async fn several_answers_are_numbered_and_the_prompt_is_counted_once() {
     let prompt = "User: Hi\n".len();
     assert_eq!(answer["usage"]["prompt_tokens"], prompt);
     assert_eq!(answer["usage"]["completion_tokens"], 15);
-    worker.until_metric("rbee_worker_first_token_seconds_count 1").await;
-    worker.until_metric("rbee_worker_inter_token_seconds_count 12").await;
+    worker
+        .until_metric("rbee_worker_time_to_first_token_seconds_count 1")
+        .await;
+    worker
+        .until_metric("rbee_worker_inter_token_latency_seconds_count 12")
+        .await;
 }
 
 #[tokio::test]

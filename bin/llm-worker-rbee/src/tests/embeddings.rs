@@ -117,12 +117,12 @@ async fn a_client_that_leaves_cancels_its_embeddings() {
             .json(&asking(json!({"input": ["a", "b", "c"]})))
             .send(),
     );
-    worker.until_metric("rbee_worker_running 1").await;
+    worker.until_metric("rbee_worker_sequences_running 1").await;
     request.abort();
     worker
         .until_metric(r#"rbee_worker_requests_total{endpoint="embeddings",outcome="cancelled"} 1"#)
         .await;
     gate.open();
-    worker.until_metric("rbee_worker_running 0").await;
-    worker.until_metric("rbee_worker_waiting 0").await;
+    worker.until_metric("rbee_worker_sequences_running 0").await;
+    worker.until_metric("rbee_worker_requests_waiting 0").await;
 }

@@ -201,9 +201,9 @@ async fn a_client_that_leaves_a_stream_frees_its_slot() {
     let worker = TestWorker::start(Script::endless("la"), &[]).await;
     let mut response = worker.post(CHAT, &chat(true)).await;
     response.chunk().await.unwrap().unwrap();
-    worker.until_metric("rbee_worker_running 1").await;
+    worker.until_metric("rbee_worker_sequences_running 1").await;
     drop(response);
-    worker.until_metric("rbee_worker_running 0").await;
+    worker.until_metric("rbee_worker_sequences_running 0").await;
     worker
         .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
         .await;
@@ -219,9 +219,9 @@ async fn a_client_that_leaves_before_its_answer_frees_its_slot() {
             .json(&chat(false))
             .send(),
     );
-    worker.until_metric("rbee_worker_running 1").await;
+    worker.until_metric("rbee_worker_sequences_running 1").await;
     request.abort();
-    worker.until_metric("rbee_worker_running 0").await;
+    worker.until_metric("rbee_worker_sequences_running 0").await;
     worker
         .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
         .await;
@@ -237,9 +237,9 @@ async fn a_client_that_leaves_frees_the_slots_of_all_its_answers() {
             let request = worker.http.post(format!("{}{CHAT}", worker.base)).json(&body);
             async move { request.send().await.unwrap().text().await }
         });
-        worker.until_metric("rbee_worker_running 3").await;
+        worker.until_metric("rbee_worker_sequences_running 3").await;
         request.abort();
-        worker.until_metric("rbee_worker_running 0").await;
+        worker.until_metric("rbee_worker_sequences_running 0").await;
         worker
             .until_metric(r#"rbee_worker_requests_total{endpoint="chat_completions",outcome="cancelled"} 1"#)
             .await;
@@ -307,7 +307,7 @@ async fn a_drain_finishes_what_runs_refuses_what_is_new_and_ends() {
             .json(&chat(true))
             .send(),
     );
-    worker.until_metric("rbee_worker_running 1").await;
+    worker.until_metric("rbee_worker_sequences_running 1").await;
 
     assert_eq!(worker.post("/v1/drain", &json!({})).await.status(), 202);
     let health = worker.until_health(|health| health["status"] == "draining").await;

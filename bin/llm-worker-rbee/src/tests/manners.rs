@@ -114,7 +114,7 @@ async fn a_stream_whose_first_token_takes_long_shows_that_it_lives() {
         let request = worker.http.post(format!("{}{CHAT}", worker.base));
         request.json(&chat(json!({"stream": true}))).send()
     });
-    worker.until_metric("rbee_worker_running 1").await;
+    worker.until_metric("rbee_worker_sequences_running 1").await;
     // Nothing else is to happen, so the clock goes on to when the stream has been silent for too long.
     tokio::time::pause();
     let mut response = request.await.unwrap().unwrap();
