@@ -10,6 +10,7 @@ use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
 use daemon::quantity::{Bytes, Span};
+use daemon::traces::Collector;
 use heartbeat_client::{MAX_QUEENS, QueenUrl};
 use hive_contract::DeviceKind;
 use shared_contract::HiveId;
@@ -19,7 +20,7 @@ const WORKER_PROGRAM: &str = "llm-worker-rbee";
 
 /// The hive: looks after this host's devices, model files and workers, and tells the queens.
 #[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[command(version = daemon::build::describe(&[] as &[&str]))]
 pub struct Args {
     #[command(flatten)]
     common: CommonArgs,
@@ -170,6 +171,8 @@ pub struct Config {
     pub catalogue: Option<PathBuf>,
     /// Most that the model files may take, in bytes.
     pub model_cache_max: Option<u64>,
+    /// Where this hive's and its workers' traces go.
+    pub otlp_endpoint: Option<Collector>,
 }
 
 /// How the devices are shared with the machine's owner.
@@ -295,6 +298,7 @@ impl TryFrom<Args> for Config {
                 cgroup: args.keeping.cgroup,
                 catalogue: args.keeping.catalogue,
                 model_cache_max: args.keeping.model_cache_max.map(Bytes::bytes),
+                otlp_endpoint: args.common.otlp_endpoint,
             }),
             _ => Err(mistakes),
         }

@@ -50,7 +50,7 @@ async fn version(program: &OsString, leading_args: &[OsString]) -> Result<String
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// `NAME VERSION (KINDS)`, where a kind is `cpu`, `metal`, or `cuda sm_89` with the compute capability of its kernels.
+/// `NAME VERSION (COMMIT DATE, features: KINDS)`, where a kind is `cpu`, `metal`, or `cuda sm_89` with the compute capability of its kernels.
 fn parse(text: &str) -> EngineInfo {
     let first = text.lines().next().unwrap_or_default();
     let version = first
@@ -125,7 +125,7 @@ mod tests {
     fn a_worker_program_says_its_version_and_what_it_was_built_for() {
         let plain = parse("llm-worker-rbee 0.1.0\n");
         assert_eq!((plain.version.as_str(), plain.kinds), ("0.1.0", vec![DeviceKind::Cpu]));
-        let cuda = parse("rbee worker 0.2.0 (cpu, cuda)\n");
+        let cuda = parse("rbee worker 0.2.0 (7af1 2026-01-31, features: cpu, cuda)\n");
         assert_eq!(cuda.version, "0.2.0");
         assert_eq!(cuda.kinds, [DeviceKind::Cpu, DeviceKind::Cuda]);
         assert_eq!(cuda.cuda_capability, None);
@@ -134,7 +134,10 @@ mod tests {
     #[test]
     fn a_cuda_program_says_for_which_gpus_its_kernels_are() {
         let built_for = |text| parse(text).cuda_capability;
-        assert_eq!(built_for("llm-worker-rbee 0.1.0 (cpu, cuda sm_89)"), Some("8.9".into()));
+        assert_eq!(
+            built_for("llm-worker-rbee 0.1.0 (dev, features: cpu, cuda sm_89)"),
+            Some("8.9".into())
+        );
         assert_eq!(
             built_for("llm-worker-rbee 0.1.0 (cpu, cuda sm_120)"),
             Some("12.0".into())

@@ -5,8 +5,8 @@
 //! Must not know: which worker serves a request, how a model computes, what a queen does with what it hears.
 //!
 //! Two journeys. A heartbeat: something changes `core.rs`, which has news; `heartbeat-client` beats at once to each queen;
-//! `heartbeat.rs` builds what this one does not know yet. A job: `http/jobs.rs` takes it, `operations/` checks and does it, `jobs.rs` keeps
-//! its events; `placement.rs` finds a device for a new worker, whose life is followed by `workers/`.
+//! `heartbeat.rs` builds what this one does not know yet. A job: `http/jobs.rs` takes it, `operations/` checks and does it, the crate `jobs`
+//! keeps its events; `placement.rs` finds a device for a new worker, whose life is followed by `workers/`.
 
 mod changes;
 mod config;
@@ -18,7 +18,6 @@ mod http;
 mod identity;
 mod idle;
 mod introduce;
-mod jobs;
 mod ledger;
 mod mdns;
 mod measure;
@@ -36,9 +35,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use daemon::{ServeOptions, Shutdown};
+use daemon::metrics::Exposition;
+use daemon::{ServeOptions, Shutdown, StateFolder, StateFolderError};
 use device_monitor::{Host, LocalOptions, Monitor};
 use heartbeat_client::{Queens, Token};
+use jobs::Jobs;
 use lan_discovery::Key;
 use model_store::{ModelStore, StoreError, StoreOptions};
 use shared_contract::OperationalStatus;
@@ -49,12 +50,10 @@ use worker_supervisor::{Cgroup, Supervisor};
 
 pub use config::{Args, Config, Sharing};
 pub use heartbeat_client::QueenUrl;
-pub use identity::IdentityError;
 
 use crate::core::{Core, Parts};
 use crate::heartbeat::QueenSource;
-use crate::identity::StateDir;
-use crate::jobs::Jobs;
+use crate::identity::Identity;
 use crate::workers::Launcher;
 
 /// What is left to answers, once the workers are gone, to reach their readers.
@@ -67,6 +66,8 @@ pub struct Hive;
 impl daemon::app::Daemon for Hive {
     type Args = Args;
     type Config = Config;
+
+    const SERVICE: &'static str = "rbee-hive";
 
     fn configure(args: Args) -> Result<Config, Vec<String>> {
         args.try_into()
@@ -86,7 +87,7 @@ impl daemon::app::Daemon for Hive {
 pub enum RunError {
     /// The state folder cannot be used.
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    State(#[from] StateFolderError),
     /// The folder where workers announce themselves cannot be made.
     #[error("make the folder {}: {source}", path.display())]
     AnnounceDir {
@@ -133,6 +134,7 @@ pub(crate) struct App {
     pub(crate) sending: Arc<Semaphore>,
     /// What the hive's proofs are made with; not there before it is derived from the token.
     pub(crate) fleet_key: OnceCell<Key>,
+    pub(crate) exposition: Exposition,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -141,9 +143,9 @@ pub(crate) struct App {
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), RunError> {
     let port = listener.local_addr().map_err(RunError::Listener)?.port();
     // Held until the end: no second hive uses the folder while this one runs.
-    let state_dir = StateDir::take(&config.state_dir)?;
+    let state = StateFolder::take(&config.state_dir)?;
     let http = daemon::client::new()?;
-    let app = Arc::new(prepare(config, &state_dir, &http, port, shutdown.clone()).await?);
+    let app = Arc::new(prepare(config, &state, &http, port, shutdown.clone()).await?);
 
     // Aborted when this function ends, in whichever way.
     let mut background = JoinSet::new();
@@ -178,12 +180,12 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
 
 async fn prepare(
     config: Config,
-    state_dir: &StateDir,
+    state: &StateFolder,
     http: &reqwest::Client,
     port: u16,
     shutdown: Shutdown,
 ) -> Result<App, RunError> {
-    let identity = state_dir.identify(config.hive_id.clone())?;
+    let identity = Identity::of(state, config.hive_id.clone())?;
     let launcher = Launcher::new(&config, identity.id.clone());
     let announce_dir = launcher.announce_dir();
     std::fs::create_dir_all(announce_dir).map_err(|source| RunError::AnnounceDir {
@@ -214,6 +216,7 @@ async fn prepare(
         sharing: config.sharing.clone(),
     }));
     core.refresh_models().await?;
+    let counters = core.counters.clone();
     let queens = Queens::new(http.clone(), token, incarnation, {
         let core = Arc::clone(&core);
         move || Arc::new(QueenSource::new(Arc::clone(&core))) as _
@@ -222,10 +225,11 @@ async fn prepare(
         core,
         queens,
         launcher,
-        jobs: Jobs::default(),
+        jobs: Jobs::new(move |operation, state| counters.job_ended(operation, state)),
         http: http.clone(),
         sending: Arc::new(Semaphore::new(http::models::SENDING_LIMIT)),
         fleet_key: OnceCell::new(),
+        exposition: Exposition::start(),
         shutdown,
         config,
     })

@@ -1,19 +1,28 @@
-//! What `GET /metrics` shows, in Prometheus' text format. Gauges are read when they are asked for.
+//! What `GET /metrics` shows. Gauges are read when they are asked for.
 
-use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use hive_contract::{DeviceLoad, JobState, Operation, ProcessState};
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use shared_contract::DropReason;
 
 use crate::App;
 
 const MB: f64 = 1024.0 * 1024.0;
+
+/// All reasons are shown, also those that no queen gives.
+const DROP_REASONS: [DropReason; 6] = [
+    DropReason::Duplicate,
+    DropReason::Reordered,
+    DropReason::OlderIncarnation,
+    DropReason::Departed,
+    DropReason::Conflict,
+    DropReason::Unknown,
+];
 
 type Value = Gauge<f64, AtomicU64>;
 
@@ -68,15 +77,13 @@ impl Counters {
     }
 }
 
-/// The whole text.
-pub(crate) fn render(app: &App) -> Result<String, fmt::Error> {
+/// All of it, as it is now.
+pub(crate) fn registry(app: &App) -> Registry {
     let mut registry = Registry::with_prefix("rbee_hive");
     counters(&mut registry, &app.core.counters);
     workers(&mut registry, app);
     host(&mut registry, app);
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+    registry
 }
 
 fn counters(registry: &mut Registry, counters: &Counters) {
@@ -135,6 +142,10 @@ fn workers(registry: &mut Registry, app: &App) {
         answering as f64,
     );
     let dropping = Family::<ReasonLabels, Gauge>::default();
+    for reason in DROP_REASONS {
+        let reason = reason.as_str();
+        dropping.get_or_create_owned(&ReasonLabels { reason });
+    }
     for reason in app.queens.drops() {
         let reason = reason.as_str();
         dropping.get_or_create(&ReasonLabels { reason }).inc();
@@ -188,9 +199,11 @@ const DEVICE_GAUGES: [(&str, &str, Figure); 9] = [
         "Device memory that a new worker can get",
         |load| Some(load.vram_free_mb? as f64 * MB),
     ),
-    ("device_owner", "Whether the machine's owner uses the device", |load| {
-        Some(f64::from(u8::from(load.owner.is_some())))
-    }),
+    (
+        "device_owner_active",
+        "1 while the machine's owner uses the device",
+        |load| Some(f64::from(u8::from(load.owner.is_some()))),
+    ),
     ("device_temperature_celsius", "Temperature", |load| {
         load.temperature_celsius.map(f64::from)
     }),

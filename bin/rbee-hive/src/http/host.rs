@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use daemon::{ApiError, Json, Query, sse};
 use futures_util::StreamExt;
 use heartbeat_client::{Error, QueenUrl};
@@ -16,9 +16,6 @@ use tokio_stream::wrappers::IntervalStream;
 
 use super::Shared;
 use crate::{mdns, metrics, operations};
-
-/// Content type of Prometheus' text format.
-const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +97,6 @@ pub(super) async fn health(State(app): Shared) -> Json<Health> {
     })
 }
 
-pub(super) async fn render_metrics(State(app): Shared) -> Result<Response, ApiError> {
-    let text = metrics::render(&app).map_err(ApiError::internal)?;
-    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+pub(super) async fn metrics(State(app): Shared, headers: HeaderMap) -> Result<Response, ApiError> {
+    app.exposition.answer(&headers, &metrics::registry(&app))
 }

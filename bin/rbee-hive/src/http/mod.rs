@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use daemon::{Guard, auth};
+use daemon::{Guard, PageGuard, auth, origin};
 
 use crate::App;
 
@@ -19,9 +19,12 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 
 type Shared = State<Arc<App>>;
 
-/// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`.
+/// All endpoints; the token, if there is one, guards all but `/health` and `/metrics`, and no web page may use them.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let guard = Guard::new(app.config.token.clone(), "--token");
+    let config = &app.config;
+    let guard = Guard::new(config.token.clone(), "--token");
+    let pages = PageGuard::new(guard.is_open() && config.address.ip().is_loopback());
+    let pages = pages.named(config.advertise_host.as_deref());
     let guarded = Router::new()
         .route("/v1/capabilities", get(host::capabilities))
         .route("/capabilities", get(host::capabilities))
@@ -30,14 +33,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(host::models))
         .route("/v1/models/{id}", get(models::detail))
         .route("/v1/models/{id}/file", get(models::file))
-        .route("/v1/jobs", post(jobs::create).get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/stream", get(jobs::stream))
+        .route("/v1/jobs", post(jobs::create))
+        .merge(::jobs::http::routes(app.jobs.clone()))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .route_layer(from_fn_with_state(guard, auth::require));
+        .route_layer(from_fn_with_state(guard, auth::require))
+        .route_layer(from_fn_with_state(pages, origin::require));
     Router::new()
         .route("/health", get(host::health))
-        .route("/metrics", get(host::render_metrics))
+        .route("/metrics", get(host::metrics))
         .merge(guarded)
         .with_state(app)
 }

@@ -76,6 +76,7 @@ pub(crate) fn config(folder: &TempDir) -> Config {
         cgroup: None,
         catalogue: None,
         model_cache_max: None,
+        otlp_endpoint: None,
     }
 }
 
