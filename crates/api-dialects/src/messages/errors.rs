@@ -10,6 +10,8 @@ pub fn error_type(error: &ErrorObject) -> &'static str {
     let is = |kind: ErrorKind| error.code.is_some() && error.code.as_deref() == kind.code();
     if is(ErrorKind::Unauthorized) {
         "authentication_error"
+    } else if is(ErrorKind::Forbidden) {
+        "permission_error"
     } else if is(ErrorKind::ModelNotFound) || is(ErrorKind::NotFound) {
         "not_found_error"
     } else if is(ErrorKind::TooLarge) {

@@ -93,6 +93,7 @@ fn every_kind_of_error_has_anthropics_word() {
         (ErrorKind::InvalidRequest, "invalid_request_error"),
         (ErrorKind::ContextLengthExceeded, "invalid_request_error"),
         (ErrorKind::Unauthorized, "authentication_error"),
+        (ErrorKind::Forbidden, "permission_error"),
         (ErrorKind::ModelNotFound, "not_found_error"),
         (ErrorKind::NotFound, "not_found_error"),
         (ErrorKind::MethodNotAllowed, "invalid_request_error"),
