@@ -8,6 +8,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Parser, value_parser};
 use daemon::Secret;
 use daemon::config::CommonArgs;
+use daemon::origin::Origin;
 use shared_contract::timing;
 
 mod supply;
@@ -22,7 +23,7 @@ const USERS_SSH_CONFIG: &str = "~/.ssh/config";
 
 /// The queen: knows every worker of the fleet, and serves the OpenAI API with them.
 #[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[command(version = daemon::build::describe(&[] as &[&str]))]
 pub struct Args {
     #[command(flatten)]
     common: CommonArgs,
@@ -50,6 +51,10 @@ pub struct Args {
     /// File with further API keys, one a line; lines that start with # are skipped
     #[arg(long, env = "RBEE_API_KEY_FILE", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Origin of a web page that may use the models besides the queen's own pages, as https://HOST or, of an app
+    /// or an extension, SCHEME://NAME; may be given several times
+    #[arg(long, env = "RBEE_ALLOW_ORIGINS", value_delimiter = ',', value_name = "URL")]
+    allow_origin: Vec<Origin>,
     /// Pause between two heartbeats that hives and workers are asked to keep
     #[arg(long, env = "RBEE_HEARTBEAT_INTERVAL_MS", value_name = "MS",
           default_value_t = millis(timing::HEARTBEAT_INTERVAL))]
@@ -127,6 +132,8 @@ pub struct Config {
     pub token: Option<Secret>,
     /// Guard the OpenAI endpoints; without any they are open.
     pub api_keys: Vec<Secret>,
+    /// Web pages that may call besides the queen's own.
+    pub allow_origins: Vec<Origin>,
     /// The pace that senders are asked to keep.
     pub heartbeat_interval: Duration,
     /// Silence after which a member is lost.
@@ -160,6 +167,8 @@ pub struct Config {
     pub supply: SupplyConfig,
     /// How long running requests may take once the shutdown has begun.
     pub grace: Duration,
+    /// Spans of requests go to a collector.
+    pub has_traces: bool,
 }
 
 impl Default for Config {
@@ -168,6 +177,7 @@ impl Default for Config {
             address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7833),
             token: None,
             api_keys: Vec::new(),
+            allow_origins: Vec::new(),
             heartbeat_interval: timing::HEARTBEAT_INTERVAL,
             heartbeat_ttl: timing::HEARTBEAT_TTL,
             max_beats_per_s: 50,
@@ -184,6 +194,7 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(30),
             supply: SupplyConfig::default(),
             grace: Duration::from_secs(30),
+            has_traces: false,
         }
     }
 }
@@ -266,6 +277,7 @@ impl TryFrom<Args> for Config {
             address,
             token: args.token,
             api_keys,
+            allow_origins: args.allow_origin,
             heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
             heartbeat_ttl: Duration::from_millis(args.heartbeat_ttl_ms),
             max_beats_per_s: args.max_beats_per_s,
@@ -282,6 +294,7 @@ impl TryFrom<Args> for Config {
             stall_timeout: Duration::from_millis(args.stall_timeout_ms),
             supply,
             grace: Duration::from_secs(args.grace_s),
+            has_traces: args.common.otlp_endpoint.is_some(),
         })
     }
 }

@@ -10,6 +10,7 @@ mod config;
 mod discovery;
 pub mod fleet;
 mod http;
+pub mod jobs;
 mod metrics;
 mod models;
 mod reach;
@@ -18,6 +19,8 @@ mod subscriptions;
 pub mod supply;
 mod tasks;
 mod telemetry;
+pub mod timeline;
+mod traffic;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -37,10 +40,12 @@ pub use discovery::SshError;
 
 use crate::changes::Changes;
 use crate::fleet::{FleetView, HiveView, QueenView, WorkerView};
+use crate::jobs::Jobs;
 use crate::metrics::{Metrics, SupplyMetrics};
 use crate::registry::{HiveRegistry, WorkerRegistry};
 use crate::supply::{Service, StateError};
 use crate::telemetry::TelemetryRegistry;
+use crate::timeline::Timeline;
 
 /// The queen as a process sees her.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ pub struct Queen;
 impl daemon::app::Daemon for Queen {
     type Args = Args;
     type Config = Config;
+
+    const SERVICE: &'static str = "queen-rbee";
 
     fn configure(args: Args) -> Result<Config, Vec<String>> {
         args.try_into()
@@ -93,8 +100,10 @@ struct State {
     workers: Arc<WorkerRegistry>,
     hives: Arc<HiveRegistry>,
     telemetry: Arc<TelemetryRegistry>,
-    changes: Changes,
+    changes: Arc<Changes>,
+    timeline: Arc<Timeline>,
     supply: Service,
+    jobs: Jobs,
     router: Router,
     /// For calls to hives.
     client: reqwest::Client,
@@ -114,6 +123,9 @@ impl State {
         let mut metrics = Metrics::new();
         let telemetry = Arc::new(TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)));
         let client = daemon::client::new()?;
+        let id = new_id();
+        let changes = Arc::new(Changes::new(id.clone()));
+        let timeline = Arc::new(Timeline::new(Arc::clone(&changes)));
         let supply = Service::new(
             &config,
             Arc::clone(&workers),
@@ -121,6 +133,7 @@ impl State {
             Arc::clone(&telemetry),
             client.clone(),
             SupplyMetrics::new(metrics.registry_mut()),
+            Arc::clone(&timeline),
         )?;
         let router = Router::new(
             router_options(&config)?,
@@ -128,10 +141,10 @@ impl State {
             Arc::new(supply.clone()),
             metrics.registry_mut(),
         );
-        let id = new_id();
         Ok(Self {
             telemetry,
-            changes: Changes::new(id.clone()),
+            changes,
+            timeline,
             client,
             supply,
             id,
@@ -140,6 +153,7 @@ impl State {
             config,
             workers,
             hives,
+            jobs: Jobs::new(|_, _| {}),
             router,
             metrics: Arc::new(metrics),
             shutdown,
@@ -197,6 +211,7 @@ impl State {
 pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> Result<(), RunError> {
     let options = ServeOptions {
         grace: config.grace,
+        quiet: http::QUIET,
         ..ServeOptions::default()
     };
     let bound = listener.local_addr().map_err(RunError::Listener)?;
@@ -218,6 +233,7 @@ fn router_options(config: &Config) -> Result<RouterOptions, ::http::header::Inva
     };
     Ok(RouterOptions {
         authorization,
+        traceparent: config.has_traces.then_some(daemon::traces::traceparent),
         queue_max: config.queue_max,
         queue_timeout: config.queue_timeout,
         load_timeout: config.load_timeout,

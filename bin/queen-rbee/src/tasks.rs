@@ -15,7 +15,8 @@ use worker_contract::WorkerHeartbeat;
 use crate::config::Config;
 use crate::fleet::{self, Audience};
 use crate::reach::CallBack;
-use crate::{State, changes, subscriptions, supply};
+use crate::timeline::{Note, TimelineChange, Tone};
+use crate::{State, changes, subscriptions, supply, traffic};
 
 /// The longest pause between two sweeps, and so the most by which a loss is announced late.
 const MAX_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,11 +30,23 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
     let workers = watch(state.workers.subscribe(), {
         let state = Arc::clone(state);
         move |seen| match seen {
-            Some(event) => offer(&state, event),
-            None => state.router.offer_all(),
+            Some(event) => {
+                offer(&state, event);
+                state.timeline.worker(event);
+            }
+            None => {
+                state.router.offer_all();
+                state.timeline.forget_missing(&state.workers, &state.hives);
+            }
         }
     });
-    let hives = watch(state.hives.subscribe(), |_| {});
+    let hives = watch(state.hives.subscribe(), {
+        let state = Arc::clone(state);
+        move |seen| match seen {
+            Some(event) => state.timeline.hive(event),
+            None => state.timeline.forget_missing(&state.workers, &state.hives),
+        }
+    });
     let call_workers = CallBack::new(Arc::clone(&state.workers), Arc::clone(&state.metrics));
     let call_hives = CallBack::new(Arc::clone(&state.hives), Arc::clone(&state.metrics));
     vec![
@@ -44,6 +57,7 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<AbortOnDropHandle<()>> {
         AbortOnDropHandle::new(tokio::spawn(changes::follow(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(subscriptions::keep(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(supply::run(Arc::clone(state)))),
+        AbortOnDropHandle::new(tokio::spawn(traffic::sample(Arc::clone(state)))),
         AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(state)))),
     ]
 }
@@ -128,8 +142,20 @@ async fn sweep(state: Arc<State>) {
         changes::note_own_view(&state);
         let queen = state.queen(now);
         match queen.degraded_reason {
-            Some(reason) if !was_degraded => tracing::warn!(reason, "the view of the fleet is degraded"),
-            None if was_degraded => tracing::info!("the view of the fleet is whole again"),
+            Some(reason) if !was_degraded => {
+                tracing::warn!(reason, "the view of the fleet is degraded");
+                let text = format!("the queen doubts what she sees: {reason}");
+                state
+                    .timeline
+                    .note(Note::queen(TimelineChange::Degraded, Tone::Warn, text));
+            }
+            None if was_degraded => {
+                tracing::info!("the view of the fleet is whole again");
+                let text = "the queen trusts what she sees again";
+                state
+                    .timeline
+                    .note(Note::queen(TimelineChange::Whole, Tone::Good, text));
+            }
             _ => {}
         }
         was_degraded = queen.degraded_view;

@@ -5,20 +5,15 @@ use std::time::Instant;
 
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
-use daemon::Json;
+use daemon::{ApiError, Json};
 use hive_contract::HiveHeartbeat;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use shared_contract::{HeartbeatItem, QueenId};
 use worker_contract::WorkerHeartbeat;
 
 use crate::State;
 use crate::fleet::Counts;
-
-/// The format that the metrics are written in.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The older format that the same text can be read as.
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whether she takes requests. A queen without workers does, too: she has an answer to them.
 #[derive(Serialize)]
@@ -63,21 +58,12 @@ pub(super) async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+pub(super) async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let health = look(&state);
     state.metrics.set_members(WorkerHeartbeat::KIND, health.workers);
     state.metrics.set_members(HiveHeartbeat::KIND, health.hives);
     state.metrics.set_view(health.degraded_view, state.pace().interval);
-    let reads_openmetrics = headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("application/openmetrics-text"));
-    let format = if reads_openmetrics {
-        OPENMETRICS
-    } else {
-        PROMETHEUS_TEXT
-    };
-    ([(header::CONTENT_TYPE, format)], state.metrics.text()).into_response()
+    state.metrics.answer(&headers)
 }
 
 fn look(state: &State) -> Health {

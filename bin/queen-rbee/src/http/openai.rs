@@ -7,12 +7,13 @@ use axum::extract::{Path, Request, State as Shared};
 use axum::response::Response;
 use axum::routing::{MethodRouter, post};
 use daemon::extract::json_request;
-use daemon::{ApiError, Guard, Json};
+use daemon::{ApiError, Guard, Json, PageGuard};
 use openai_api::Object;
 use router::{Endpoint, Refusal};
 use serde::Serialize;
 
 use super::MAX_REQUEST_BYTES;
+use super::access::account_of;
 use crate::State;
 use crate::models::{self, ListedModel};
 
@@ -23,13 +24,18 @@ pub(super) struct ModelList {
     data: Vec<ListedModel>,
 }
 
-/// A route whose requests go to a worker. Guard and limit are its handler's, not layers: each layer boxes the request's
+/// A route whose requests go to a worker. Guards and limit are its handler's, not layers: each layer boxes the request's
 /// future once more, and these routes are what the queen spends her time on.
-pub(super) fn relayed(state: &Arc<State>, guard: &Guard, endpoint: Endpoint) -> MethodRouter<Arc<State>> {
-    let (state, guard) = (Arc::clone(state), guard.clone());
+pub(super) fn relayed(
+    state: &Arc<State>,
+    (guard, pages): (&Guard, &PageGuard),
+    endpoint: Endpoint,
+) -> MethodRouter<Arc<State>> {
+    let (state, guard, pages) = (Arc::clone(state), guard.clone(), pages.clone());
     post(move |request: Request| {
-        let (state, guard) = (Arc::clone(&state), guard.clone());
+        let (state, guard, pages) = (Arc::clone(&state), guard.clone(), pages.clone());
         async move {
+            pages.check_page(request.headers())?;
             guard.check_bearer(request.headers())?;
             relay(&state, endpoint, request).await
         }
@@ -53,8 +59,9 @@ pub(super) async fn model(
 }
 
 async fn relay(state: &State, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    let account = account_of(&request);
     let (headers, body) = json_request(request, MAX_REQUEST_BYTES).await?;
-    match state.router.answer(endpoint, headers, body).await {
+    match state.router.answer(endpoint, headers, body, account).await {
         Ok(response) => Ok(response.map(Body::new)),
         Err(refusal) => Err(refused(refusal)),
     }

@@ -7,11 +7,18 @@ mod supply;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use axum::response::Response;
+use daemon::ApiError;
+use daemon::metrics::Exposition;
+use hive_contract::HiveHeartbeat;
+use http::HeaderMap;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
+use shared_contract::HeartbeatItem;
+use worker_contract::WorkerHeartbeat;
 
 use crate::fleet::Counts;
 
@@ -40,6 +47,7 @@ struct CallLabels {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    exposition: Exposition,
     members: Family<MemberLabels, Gauge>,
     conflicts: Family<KindLabels, Gauge>,
     held_back: Family<KindLabels, Gauge>,
@@ -70,7 +78,7 @@ impl Metrics {
                 "members_held_back",
                 "Members that would have been forgotten, were the queen's view not in doubt",
             ),
-            callbacks: add(r, "callbacks", "Calls of the queen to where a member says it is"),
+            callbacks: callbacks(r),
             degraded_view: add(r, "degraded_view", "1 while the queen doubts her own view of the fleet"),
             heartbeat_interval: add(
                 r,
@@ -86,10 +94,11 @@ impl Metrics {
             ),
             stream_readers: add(r, "stream_readers", "Readers of the queen's stream of events"),
             registry,
+            exposition: Exposition::start(),
         }
     }
 
-    /// Takes the counts that the next [`text`](Self::text) shows for a kind of members.
+    /// Takes the counts that the next [`answer`](Self::answer) shows for a kind of members.
     pub(crate) fn set_members(&self, kind: &'static str, counts: Counts) {
         let gauges = [
             ("online", counts.online),
@@ -112,7 +121,7 @@ impl Metrics {
         self.held_back.get_or_create(&KindLabels { kind }).set(whole(members));
     }
 
-    /// Takes what the next [`text`](Self::text) shows of the queen's view as a whole.
+    /// Takes what the next [`answer`](Self::answer) shows of the queen's view as a whole.
     pub(crate) fn set_view(&self, is_degraded: bool, interval: Duration) {
         self.degraded_view.set(is_degraded.into());
         self.heartbeat_interval.set(interval.as_secs_f64());
@@ -128,13 +137,25 @@ impl Metrics {
         &mut self.registry
     }
 
-    /// In the OpenMetrics text format, which Prometheus' older text format can be read as.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::with_capacity(4_096);
-        // Writing to a string cannot fail.
-        let _ = text::encode(&mut text, &self.registry);
-        text
+    /// The answer to `GET /metrics`.
+    pub(crate) fn answer(&self, headers: &HeaderMap) -> Result<Response, ApiError> {
+        self.exposition.answer(headers, &self.registry)
     }
+}
+
+/// All of them are shown from the start: a rate sees the first only if there was a nought before it.
+fn callbacks(registry: &mut Registry) -> Family<CallLabels, Counter> {
+    let callbacks = add::<Family<CallLabels, Counter>>(
+        registry,
+        "callbacks",
+        "Calls of the queen to where a member says it is, by what came of them",
+    );
+    for kind in [WorkerHeartbeat::KIND, HiveHeartbeat::KIND] {
+        for result in ["reached", "unreachable"] {
+            callbacks.get_or_create_owned(&CallLabels { kind, result });
+        }
+    }
+    callbacks
 }
 
 /// Registers a metric, and answers with a handle of it.

@@ -29,6 +29,16 @@ pub(crate) enum LoadResult {
     GivenUp,
 }
 
+impl LoadResult {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
 /// The handles.
 #[derive(Debug)]
 pub(crate) struct SupplyMetrics {
@@ -38,19 +48,27 @@ pub(crate) struct SupplyMetrics {
 }
 
 impl SupplyMetrics {
-    /// Registers them.
+    /// Registers them. All are shown from the start: a rate sees the first only if there was a nought before it.
     pub(crate) fn new(registry: &mut Registry) -> Self {
+        let begun: Family<TriggerLabels, Counter> = add(
+            registry,
+            "model_loads",
+            "Workers that the queen set out to bring up, by why",
+        );
+        for trigger in ["demand", "line", "serve", "operator"] {
+            begun.get_or_create_owned(&TriggerLabels { trigger });
+        }
+        let ended: Family<ResultLabels, Counter> = add(
+            registry,
+            "model_load_results",
+            "What came of workers that the queen set out to bring up",
+        );
+        for result in [LoadResult::Ready, LoadResult::Failed, LoadResult::GivenUp] {
+            ended.get_or_create_owned(&ResultLabels { result: result.word() });
+        }
         Self {
-            begun: add(
-                registry,
-                "model_loads",
-                "Workers that the queen set out to bring up, by why",
-            ),
-            ended: add(
-                registry,
-                "model_load_results",
-                "What came of workers that the queen set out to bring up",
-            ),
+            begun,
+            ended,
             evictions: add(
                 registry,
                 "evictions",
@@ -65,18 +83,14 @@ impl SupplyMetrics {
             Trigger::Demand { .. } => "demand",
             Trigger::Line { .. } => "line",
             Trigger::Serve { .. } => "serve",
+            Trigger::Operator => "operator",
         };
         self.begun.get_or_create(&TriggerLabels { trigger }).inc();
     }
 
     /// The worker is there, or will not be.
     pub(crate) fn ended(&self, result: LoadResult) {
-        let result = match result {
-            LoadResult::Ready => "ready",
-            LoadResult::Failed => "failed",
-            LoadResult::GivenUp => "given_up",
-        };
-        self.ended.get_or_create(&ResultLabels { result }).inc();
+        self.ended.get_or_create(&ResultLabels { result: result.word() }).inc();
     }
 
     /// So many workers made room.

@@ -3,14 +3,15 @@
 //! Everything is a plain function of the books and `now`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use shared_contract::{HiveId, ModelId, WorkerId};
 
+use super::errand::Errand;
 use super::record::Record;
 use super::scene::{HostNow, Promise, seen};
 use super::view::Trigger;
+use super::words::without_places;
 
 /// First pause before a hive is asked again for a model that it could not start; doubled at each further failure,
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -26,9 +27,6 @@ const VERDICT_TTL: Duration = Duration::from_millis(25);
 const QUIET_TTL: Duration = Duration::from_secs(10);
 /// What a worker was promised counts for this long after it was said to be ready, unless its hive tells of it before.
 const PROMISE_GRACE: Duration = Duration::from_secs(10);
-/// Letters of a hive's words that are shown to clients.
-const MAX_CLIENT_REASON: usize = 240;
-
 /// The books.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
@@ -96,6 +94,8 @@ pub(crate) struct Failure {
 pub(crate) struct Load {
     pub(crate) model: ModelId,
     pub(crate) trigger: Trigger,
+    /// What an operator asks for, where he does.
+    pub(crate) errand: Option<Errand>,
     pub(crate) began: Instant,
     pub(crate) stage: Stage,
     pub(crate) promise: Option<Promise>,
@@ -231,10 +231,20 @@ impl Books {
     /// Begins to bring up a worker.
     pub(crate) fn begin(&mut self, model: &ModelId, trigger: Trigger, now: Instant) -> u64 {
         self.look_again(model);
+        self.enter(model, trigger, None, now)
+    }
+
+    /// Begins to bring up a worker that an operator asks for.
+    pub(crate) fn begin_errand(&mut self, model: &ModelId, errand: Errand, now: Instant) -> u64 {
+        self.enter(model, Trigger::Operator, Some(errand), now)
+    }
+
+    fn enter(&mut self, model: &ModelId, trigger: Trigger, errand: Option<Errand>, now: Instant) -> u64 {
         self.count += 1;
         let load = Load {
             model: model.clone(),
             trigger,
+            errand,
             began: now,
             stage: Stage::of("looks for a place"),
             promise: None,
@@ -349,47 +359,6 @@ impl Books {
     }
 }
 
-/// A hive's words as clients are shown them: a line of limited length. A failed worker's log is for operators.
-pub(crate) fn for_clients(reason: &str) -> String {
-    let line = reason.lines().next().unwrap_or_default();
-    let line = line.split("; its last lines were").next().unwrap_or_default();
-    let mut text: String = line.chars().take(MAX_CLIENT_REASON).collect();
-    if text.len() < line.len() {
-        text.push('…');
-    }
-    without_places(&text)
-}
-
-/// A text without addresses and paths of files, which are no business of clients; those of files can carry signatures.
-fn without_places(text: &str) -> String {
-    let words = text.split(' ').map(|word| {
-        let bare = word.trim_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '/' | '~' | '\\' | '[' | ']'));
-        match place(bare) {
-            Some(place) => word.replace(bare, place),
-            None => word.to_owned(),
-        }
-    });
-    words.collect::<Vec<_>>().join(" ")
-}
-
-/// What a word names, if that is a place.
-fn place(word: &str) -> Option<&'static str> {
-    let rest = word.strip_prefix("file:").unwrap_or(word);
-    let is_drive = matches!(rest.as_bytes(), [drive, b':', b'\\' | b'/', ..] if drive.is_ascii_alphabetic());
-    if word.contains("://") || ["http:", "https:"].iter().any(|scheme| word.starts_with(scheme)) {
-        return Some("(an address)");
-    }
-    if rest.len() < word.len() || is_drive || rest.starts_with("~/") || (rest.len() > 1 && rest.starts_with('/')) {
-        return Some("(a file)");
-    }
-    let is_port =
-        |(host, port): (&str, &str)| (host.contains('.') || host == "localhost") && port.parse::<u16>().is_ok();
-    let is_address = word.parse::<SocketAddr>().is_ok()
-        || word.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
-        || word.rsplit_once(':').is_some_and(is_port);
-    is_address.then_some("(an address)")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,43 +465,6 @@ mod tests {
         assert_eq!(books.above(&m, 8, now + S(3)), Duration::ZERO);
         books.demand(&m, 9, S(0), now + S(4));
         assert_eq!(books.above(&m, 8, now + S(4)), Duration::ZERO, "it begins anew");
-    }
-
-    #[test]
-    fn clients_are_shown_one_line_of_a_hives_words() {
-        let said = "failed to start worker w: exit code 1; its last lines were:\nsecret path";
-        assert_eq!(for_clients(said), "failed to start worker w: exit code 1");
-        assert!(for_clients(&"é".repeat(1_000)).chars().count() <= MAX_CLIENT_REASON + 1);
-    }
-
-    #[test]
-    fn clients_are_shown_no_addresses_and_no_paths() {
-        for (said, shown) in [
-            (
-                "failed to read `/home/me/m.gguf`: gone",
-                "failed to read `(a file)`: gone",
-            ),
-            ("failed to open file:/m/x.gguf", "failed to open (a file)"),
-            ("C:\\models\\x.gguf is cut off", "(a file) is cut off"),
-            (
-                "failed to fetch https://h.example/m.gguf?sig=secret: 403",
-                "failed to fetch (an address): 403",
-            ),
-            (
-                "asked 10.0.0.7:7835, [::1]:80 and box.lan:7835.",
-                "asked (an address), (an address) and (an address).",
-            ),
-            (
-                "10.0.0.7 and fe80::1 are silent",
-                "(an address) and (an address) are silent",
-            ),
-            (
-                "hf:Qwen/Qwen3-0.6B takes 1.5 GiB / 2.0 GiB of cuda:0, at 12:30",
-                "hf:Qwen/Qwen3-0.6B takes 1.5 GiB / 2.0 GiB of cuda:0, at 12:30",
-            ),
-        ] {
-            assert_eq!(for_clients(said), shown);
-        }
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Orders to a hive: a job is posted, and its stream followed through breaks of the connection.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use daemon::Secret;
+use daemon::{ApiError, Secret};
 use hive_contract::{JobAccepted, JobEvent, JobState, Operation};
+use http::StatusCode;
+use jobs::Failure;
 use serde_json::Value;
-use shared_contract::{ErrorBody, ErrorObject};
+use shared_contract::{ErrorBody, ErrorKind, ErrorObject};
 
+use crate::jobs::Job;
 use crate::reach::root_cause;
 use crate::subscriptions::events::EventReader;
 
@@ -33,8 +37,8 @@ pub(crate) struct HiveApi {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OrderError {
     /// The hive did not take the order, or could not do it.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{}", .0.message)]
+    Refused(ErrorObject),
     /// Somebody cancelled the job.
     #[error("the job was cancelled")]
     Cancelled,
@@ -44,6 +48,17 @@ pub(crate) enum OrderError {
     /// The job was accepted, and nothing is heard of it any more.
     #[error("its hive was lost sight of: {0}")]
     Lost(String),
+}
+
+impl OrderError {
+    /// How the job ends that is the order's image.
+    pub(crate) fn into_failure(self) -> Failure {
+        match self {
+            Self::Refused(error) => Failure::Told(error),
+            Self::Cancelled => Failure::Cancelled,
+            Self::Unreachable(_) | Self::Lost(_) => ApiError::new(ErrorKind::UpstreamFailed, self.to_string()).into(),
+        }
+    }
 }
 
 impl HiveApi {
@@ -64,6 +79,41 @@ impl HiveApi {
     ) -> Result<Value, OrderError> {
         let job = self.accept(operation).await?;
         self.follow(&job, on_event).await
+    }
+
+    /// Gives an order for a job: the job tells what the hive's own one does, and when it is cancelled, that one is.
+    pub(crate) async fn order_for(
+        &self,
+        job: &Job,
+        operation: &Operation,
+        mut on_event: impl FnMut(&JobEvent) + Send,
+    ) -> Result<Value, OrderError> {
+        let accepted = self.accept(operation).await?;
+        let mut order = pin!(self.follow(&accepted, |event| {
+            pass_on(job, event);
+            on_event(event);
+        }));
+        tokio::select! {
+            result = &mut order => return result,
+            () = job.cancelled().cancelled() => {}
+        }
+        self.cancel(&accepted).await?;
+        // It cleans up, and may have come to its end before.
+        order.await
+    }
+
+    async fn cancel(&self, job: &JobAccepted) -> Result<(), OrderError> {
+        let request = self.client.delete(format!("{}/v1/jobs/{}", self.base_url, job.job_id));
+        let sent = self.authorized(request).timeout(ANSWER_LIMIT).send().await;
+        match sent {
+            // That it does not know the job any more is said by following it.
+            Ok(response) if response.status().is_success() || response.status() == StatusCode::NOT_FOUND => Ok(()),
+            Ok(response) => Err(OrderError::Lost(format!(
+                "it was asked to cancel the job, and answered {}",
+                response.status()
+            ))),
+            Err(error) => Err(OrderError::Unreachable(root_cause(&error))),
+        }
     }
 
     async fn accept(&self, operation: &Operation) -> Result<JobAccepted, OrderError> {
@@ -166,17 +216,32 @@ async fn answer(mut response: reqwest::Response) -> Result<Vec<u8>, OrderError> 
     Ok(body)
 }
 
-fn refusal(body: &[u8]) -> String {
+/// Tells in a job what happened in that of a hive. How it ends is told by who follows it.
+fn pass_on(job: &Job, event: &JobEvent) {
+    if event.state.is_final() {
+        return;
+    }
+    if let Some(message) = &event.message {
+        job.say(message);
+    }
+    if let Some(progress) = &event.progress {
+        job.progress(progress.clone());
+    }
+}
+
+fn refusal(body: &[u8]) -> ErrorObject {
     match serde_json::from_slice::<ErrorBody>(body) {
-        Ok(body) => body.error.message,
-        Err(_) => "it refused the order without a reason".to_owned(),
+        Ok(body) => body.error,
+        Err(_) => ErrorKind::UpstreamFailed.object("the hive refused the order without a reason", None),
     }
 }
 
 fn end(event: JobEvent) -> Option<Result<Value, OrderError>> {
     let reason = |error: Option<ErrorObject>, message: Option<String>| {
-        let told = error.map(|error| error.message).or(message);
-        told.unwrap_or_else(|| "the hive gave no reason".to_owned())
+        error.unwrap_or_else(|| {
+            let message = message.unwrap_or_else(|| "the hive gave no reason".to_owned());
+            ErrorKind::UpstreamFailed.object(message, None)
+        })
     };
     match event.state {
         JobState::Running => None,
@@ -253,20 +318,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_reason_of_a_refusal_and_of_a_failure_is_the_hives_own() {
-        let refused = async || daemon::ApiError::new(shared_contract::ErrorKind::NoCapacity, "no room at all");
+        let refused = async || ApiError::new(ErrorKind::NoCapacity, "no room at all");
         let (result, _) = ordered(Router::new().route("/v1/jobs", post(refused))).await;
-        assert_eq!(result, Err(OrderError::Refused("no room at all".into())));
+        assert_eq!(result.unwrap_err().to_string(), "no room at all");
 
         let mut last = event(0, "failed");
         last["error"] = json!({"message": "no space left", "type": "server_error", "param": null, "code": null});
         let body = sse(&[last]);
         let (result, _) = ordered(jobs().route("/v1/jobs/j/stream", get(async || body))).await;
-        assert_eq!(result, Err(OrderError::Refused("no space left".into())));
+        assert_eq!(result.unwrap_err().to_string(), "no space left");
     }
 
     #[tokio::test]
     async fn a_hive_that_forgot_the_job_was_restarted() {
-        let gone = async || daemon::ApiError::new(shared_contract::ErrorKind::NotFound, "there is no job j");
+        let gone = async || ApiError::new(ErrorKind::NotFound, "there is no job j");
         let (result, _) = ordered(jobs().route("/v1/jobs/j/stream", get(gone))).await;
         assert!(matches!(result, Err(OrderError::Lost(_))), "{result:?}");
     }

@@ -79,7 +79,11 @@ pub(crate) async fn run(state: Arc<State>) {
         for task in supply.look(&state.router, room, Instant::now()) {
             let supply = supply.clone();
             match task {
-                Task::BringUp(id) => tasks.spawn(supply.bring_up(id, state.router.clone())),
+                Task::BringUp(id) => {
+                    let router = state.router.clone();
+                    // What came of it stands in the books.
+                    tasks.spawn(async move { drop(supply.bring_up(id, router, None).await) })
+                }
                 Task::End { worker, api } => tasks.spawn(async move { supply.send_away(worker, api).await }),
             };
         }

@@ -41,8 +41,10 @@ pub(crate) struct KnownModel {
 pub(crate) struct Sources<'a> {
     /// Its entry in the catalogue.
     pub(crate) entry: Option<&'a CatalogueEntry>,
-    /// The reference that an alias or a statement gives it.
+    /// The reference that an alias, a statement or an operator gives it.
     pub(crate) reference: Option<&'a str>,
+    /// Longest prompt plus answer that it is asked for with.
+    pub(crate) tokens: Option<u64>,
 }
 
 impl KnownModel {
@@ -82,7 +84,7 @@ impl KnownModel {
             .map(|facts| facts.context_length)
             .or_else(|| sources.entry.map(|entry| entry.context_length))
             .unwrap_or(0);
-        let (need, estimate) = need(facts, size_bytes, sources.entry, context_length);
+        let (need, estimate) = need(facts, size_bytes, sources, context_length);
         Some(Self {
             id: id.clone(),
             source,
@@ -132,7 +134,7 @@ fn weight(entry: &ModelEntry) -> (bool, u64) {
 fn need(
     facts: Option<&ModelFacts>,
     size_bytes: Option<u64>,
-    entry: Option<&CatalogueEntry>,
+    Sources { entry, tokens, .. }: Sources<'_>,
     context_length: u32,
 ) -> (ModelNeed, Option<String>) {
     let trained = match context_length {
@@ -141,7 +143,7 @@ fn need(
     };
     if let Some(memory) = facts.and_then(|facts| facts.memory) {
         let block = NonZeroU64::new(memory.block_tokens.into()).unwrap_or(BLOCK);
-        let of = |need: MemoryNeed| Need::new(need.fixed_bytes, need.kv_bytes_per_token, block, trained, None);
+        let of = |need: MemoryNeed| Need::new(need.fixed_bytes, need.kv_bytes_per_token, block, trained, tokens);
         let need = ModelNeed {
             cpu: of(memory.cpu),
             gpu: of(memory.gpu),
@@ -169,7 +171,7 @@ fn need(
     );
     let of = |process: u64| {
         let fixed = weights.saturating_add(weights / 8).saturating_add(process);
-        Need::new(fixed, kv, BLOCK, trained, None)
+        Need::new(fixed, kv, BLOCK, trained, tokens)
     };
     let need = ModelNeed {
         cpu: of(CPU_PROCESS_BYTES),
@@ -252,7 +254,7 @@ mod tests {
         let catalogue = Catalogue::built_in();
         let sources = Sources {
             entry: catalogue.get("smollm2-135m-instruct"),
-            reference: None,
+            ..Sources::default()
         };
         let listed = gather("smollm2-135m-instruct", sources, &[]).unwrap();
         assert!(listed.estimate.as_ref().unwrap().contains("no hive has the file"));
@@ -296,7 +298,7 @@ mod tests {
         for entry in Catalogue::built_in().entries() {
             let sources = Sources {
                 entry: Some(entry),
-                reference: None,
+                ..Sources::default()
             };
             let known = gather(entry.id.as_str(), sources, &[]).unwrap();
             let fixed = known.need.cpu.fixed_bytes;

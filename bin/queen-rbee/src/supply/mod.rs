@@ -2,13 +2,15 @@
 //!
 //! A request for a model that nobody serves is a *demand*. The supply's one task looks at demands and statements and begins
 //! a *load* for each worker that is wanted: where it goes is decided by the scheduler from a `scene`, which is the fleet's
-//! word less what was promised since (`books`); then room is made, a hive is told to start the worker, and its job is
-//! followed until the worker takes requests (`load`). A hive's refusal is taken for what it is, and the next one is asked.
+//! word less what was promised since (`books`, `load`); then room is made, a hive is told to start the worker, and its job is
+//! followed until the worker takes requests (`attempt`). A hive's refusal is taken for what it is, and the next one is asked.
 //!
 //! Owns: names of models, promises, what failed where, the record of decisions, what operators stated.
 //! Must not know: requests (it is told how many wait), how a worker is chosen for one, how a hive starts a process.
 
+mod attempt;
 mod books;
+mod errand;
 mod guards;
 mod hive;
 mod keeper;
@@ -16,11 +18,15 @@ mod known;
 mod load;
 mod present;
 mod record;
+mod room;
 mod scene;
 mod serve;
 mod show;
+mod spawn;
 mod stated;
+mod tell;
 mod view;
+mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,7 +36,10 @@ use router::{Demand, Prospect, Refusal};
 use shared_contract::{ErrorKind, ModelId};
 use tokio::sync::{Notify, watch};
 
+pub(crate) use errand::Errand;
+pub(crate) use hive::{HiveApi, OrderError};
 pub(crate) use keeper::run;
+pub(crate) use scene::HostNow;
 pub(crate) use show::ShownModel;
 pub use stated::StateError;
 pub use view::{
@@ -45,6 +54,7 @@ use crate::config::{Config, SupplyConfig};
 use crate::metrics::SupplyMetrics;
 use crate::registry::{HiveRegistry, WorkerRegistry};
 use crate::telemetry::TelemetryRegistry;
+use crate::timeline::Timeline;
 
 /// Names in one error message,
 const MAX_NAMES: usize = 20;
@@ -68,6 +78,7 @@ struct Shared {
     /// For calls to hives.
     client: reqwest::Client,
     metrics: SupplyMetrics,
+    timeline: Arc<Timeline>,
     books: Mutex<Books>,
     stated: Keeper,
     /// Something is to be done.
@@ -88,6 +99,7 @@ impl Service {
         telemetry: Arc<TelemetryRegistry>,
         client: reqwest::Client,
         metrics: SupplyMetrics,
+        timeline: Arc<Timeline>,
     ) -> Result<Self, StateError> {
         let stated = Keeper::open(config.supply.state_dir.as_deref())?;
         Ok(Self {
@@ -99,6 +111,7 @@ impl Service {
                 telemetry,
                 client,
                 metrics,
+                timeline,
                 books: Mutex::default(),
                 stated,
                 wake: Notify::new(),
@@ -235,6 +248,7 @@ impl Service {
                 may_evict: self.serving(model, now).is_empty(),
                 waited: Duration::ZERO,
                 in_time: true,
+                errand: None,
             };
             scheduler::decide(&self.problem(&hosts, &books, None, &wish, now))
                 .choice

@@ -12,6 +12,7 @@ use worker_contract::{WorkerHeartbeat, WorkerStatus};
 
 use super::Service;
 use super::books::Books;
+use super::errand::Errand;
 use super::known::{KnownModel, Sources, usable};
 use super::scene::{Conduct, HostNow, Scene, Wish, seen};
 use crate::fleet::{self, Audience};
@@ -35,7 +36,7 @@ pub(super) struct Serving {
 
 impl Service {
     /// The hives, in the order of their ids.
-    pub(super) fn hosts(&self, now: Instant) -> Vec<HostNow> {
+    pub(crate) fn hosts(&self, now: Instant) -> Vec<HostNow> {
         let stated = self.shared.stated.now();
         let mut hosts: Vec<HostNow> = self
             .shared
@@ -183,6 +184,11 @@ impl Service {
 
     /// What is known of a model, by what the hives told so far.
     pub(super) fn known(&self, model: &ModelId, hosts: &[HostNow]) -> Option<KnownModel> {
+        self.known_for(model, None, hosts)
+    }
+
+    /// The same, with what an operator who asks for it says.
+    pub(super) fn known_for(&self, model: &ModelId, errand: Option<&Errand>, hosts: &[HostNow]) -> Option<KnownModel> {
         let config = &self.shared.config;
         let stated = self.shared.stated.now();
         let stated_reference = stated.serve.get(model).and_then(|serve| serve.reference.clone());
@@ -190,10 +196,12 @@ impl Service {
         let aliased = aliases
             .filter(|alias| alias.model == *model)
             .find_map(|alias| alias.reference.as_ref());
-        let reference = stated_reference.or_else(|| aliased.map(ToString::to_string));
+        let asked = errand.and_then(|errand| errand.reference.clone());
+        let reference = asked.or(stated_reference).or_else(|| aliased.map(ToString::to_string));
         let sources = Sources {
             entry: config.catalogue.get(model.as_str()),
             reference: reference.as_deref(),
+            tokens: errand.and_then(|errand| errand.context_length).map(u64::from),
         };
         let entries = hosts.iter().flat_map(|host| {
             let capabilities = host.report.item.capabilities.iter();
@@ -268,18 +276,7 @@ impl Service {
         wish: &PlainWish<'_>,
         now: Instant,
     ) -> Problem {
-        let failures: BTreeMap<HiveId, String> = books
-            .failures(&wish.model.id, now)
-            .into_iter()
-            .map(|(hive, failure)| {
-                let pause = failure.until.saturating_duration_since(now).as_secs_f64().ceil();
-                let reason = super::books::for_clients(&failure.reason);
-                (
-                    hive,
-                    format!("it failed there, and is tried again in {pause:.0} s: {reason}"),
-                )
-            })
-            .collect();
+        let failures = failures(books, wish, now);
         let stated = self.shared.stated.now();
         let scene = Scene {
             hosts,
@@ -296,6 +293,7 @@ impl Service {
             waited: wish.waited,
             failures: &failures,
             in_time: wish.in_time,
+            errand: wish.errand,
         })
     }
 
@@ -329,6 +327,28 @@ pub(super) struct PlainWish<'a> {
     pub(super) may_evict: bool,
     pub(super) waited: Duration,
     pub(super) in_time: bool,
+    pub(super) errand: Option<&'a Errand>,
+}
+
+/// Hives that are not asked now, and what is said of it. An operator has each asked once, whatever came of it before.
+fn failures(books: &Books, wish: &PlainWish<'_>, now: Instant) -> BTreeMap<HiveId, String> {
+    if let Some(errand) = wish.errand {
+        let failures = errand.failures.iter();
+        return failures
+            .map(|(hive, reason)| (hive.clone(), format!("it failed there: {reason}")))
+            .collect();
+    }
+    let failures = books.failures(&wish.model.id, now).into_iter();
+    failures
+        .map(|(hive, failure)| {
+            let pause = failure.until.saturating_duration_since(now).as_secs_f64().ceil();
+            let reason = super::words::for_clients(&failure.reason);
+            (
+                hive,
+                format!("it failed there, and is tried again in {pause:.0} s: {reason}"),
+            )
+        })
+        .collect()
 }
 
 /// Whether a worker would take requests, now or once it has answered others.

@@ -13,6 +13,7 @@ use hive_contract::{DeviceInfo, DeviceKind, EngineInfo, HiveHeartbeat, MonitorDa
 use scheduler::{Device, Host, Problem, Strategy, Tenant};
 use shared_contract::{HiveId, ModelId, WorkerId};
 
+use super::errand::Errand;
 use super::known::KnownModel;
 use crate::telemetry::Told;
 
@@ -150,6 +151,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) failures: &'a BTreeMap<HiveId, String>,
     /// Whether to suppose that all who work now were idle, and all hives in doubt were there: whether waiting can help.
     pub(crate) in_time: bool,
+    /// What an operator asks for, where he does.
+    pub(crate) errand: Option<&'a Errand>,
 }
 
 impl Scene<'_> {
@@ -199,6 +202,7 @@ impl Scene<'_> {
         let owner = host.monitor().devices.iter().find(|load| load.id == device.id);
         let owner = owner.and_then(|load| load.owner.as_ref());
         let closed = obstacle(host.engines(), device)
+            .or_else(|| wish.errand?.excludes(device))
             .or_else(|| {
                 let name = owner?.name.as_deref().unwrap_or("a process");
                 Some(format!("its owner is at work: {name}"))

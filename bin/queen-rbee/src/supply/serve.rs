@@ -27,21 +27,24 @@ impl Service {
             return self.unserve(&request.model).await;
         }
         let named = model.clone();
-        self.state(move |stated| {
-            let workers = stated
-                .serve
-                .remove(&named)
-                .map(|serve| serve.workers)
-                .unwrap_or_default();
+        let (replicas, is_pinned) = (request.replicas, request.pin);
+        let change = move |stated: &mut Stated| {
+            let before = stated.serve.remove(&named);
+            let is_news = before
+                .as_ref()
+                .is_none_or(|before| (before.replicas, before.pin) != (replicas, is_pinned));
             let serve = Serve {
                 reference,
-                replicas: request.replicas,
-                pin: request.pin,
-                workers,
+                replicas,
+                pin: is_pinned,
+                workers: before.map(|serve| serve.workers).unwrap_or_default(),
             };
             stated.serve.insert(named, serve);
-        })
-        .await?;
+            is_news
+        };
+        if self.state(change).await? {
+            self.tell_stated(&model, replicas, is_pinned);
+        }
         self.look_again();
         let stated = self.shared.stated.now();
         let serve = stated.serve.get(&model).cloned();
@@ -63,6 +66,7 @@ impl Service {
             Some(serve)
         };
         let serve = self.state(end).await?.ok_or_else(|| not_stated(name))?;
+        self.tell_stated(&model, 0, false);
         self.look_again();
         let ended = Serve { replicas: 0, ..serve };
         Ok(self.serve_view(&model, &ended, Instant::now()))
@@ -96,11 +100,13 @@ impl Service {
             return Err(ApiError::new(ErrorKind::NotFound, message).with_param("id"));
         }
         let named = hive.clone();
-        self.state(move |stated| match is_drained {
+        let change = move |stated: &mut Stated| match is_drained {
             true => stated.drained.insert(named),
             false => stated.drained.remove(&named),
-        })
-        .await?;
+        };
+        if self.state(change).await? {
+            self.tell_drained(&hive, is_drained);
+        }
         self.look_again();
         Ok(self.drain_view(hive, is_drained))
     }
@@ -176,7 +182,7 @@ impl Service {
     }
 
     /// The model that a name, an alias or a reference means, and its reference where it is one.
-    fn named(&self, name: &str) -> Result<(ModelId, Option<String>), ApiError> {
+    pub(crate) fn named(&self, name: &str) -> Result<(ModelId, Option<String>), ApiError> {
         if let Some(model) = self.find(name, Instant::now()) {
             return Ok((model, None));
         }
@@ -189,6 +195,21 @@ impl Service {
             }
             Ok(reference) => Ok((reference.model_id(), Some(reference.to_string()))),
         }
+    }
+
+    /// What an alias stands for, as hives are asked for it; `None` if it is none.
+    pub(crate) fn meant_by_alias(&self, name: &str) -> Option<String> {
+        let alias = self.shared.config.aliases.get(name)?;
+        let reference = alias.reference.as_ref().map(ToString::to_string);
+        Some(reference.unwrap_or_else(|| alias.model.to_string()))
+    }
+
+    /// The ids of the models that a name, an alias or a reference may mean.
+    pub(crate) fn ids_meant_by(&self, name: &str) -> Vec<ModelId> {
+        let alias = self.shared.config.aliases.get(name).map(|alias| alias.model.clone());
+        let reference = name.parse::<ModelRef>().ok().map(|reference| reference.model_id());
+        let ids = [alias, ModelId::new(name).ok(), reference];
+        ids.into_iter().flatten().collect()
     }
 
     fn serve_view(&self, model: &ModelId, serve: &Serve, now: Instant) -> ServeView {
@@ -253,11 +274,15 @@ fn not_stated(name: &str) -> ApiError {
 mod tests {
     use std::sync::Arc;
 
+    use shared_contract::QueenId;
+
     use super::*;
+    use crate::changes::Changes;
     use crate::config::Config;
     use crate::metrics::{Metrics, SupplyMetrics};
     use crate::registry::{HiveRegistry, WorkerRegistry};
     use crate::telemetry::TelemetryRegistry;
+    use crate::timeline::Timeline;
 
     #[tokio::test]
     async fn a_worker_that_is_started_for_a_statement_which_has_ended_in_between_goes_again() {
@@ -266,7 +291,10 @@ mod tests {
         let telemetry = Arc::new(TelemetryRegistry::new(Arc::clone(&workers), Arc::clone(&hives)));
         let metrics = SupplyMetrics::new(Metrics::new().registry_mut());
         let client = daemon::client::new().unwrap();
-        let service = Service::new(&Config::default(), workers, hives, telemetry, client, metrics).unwrap();
+        let changes = Arc::new(Changes::new(QueenId::new("queen-1").unwrap()));
+        let timeline = Arc::new(Timeline::new(changes));
+        let config = Config::default();
+        let service = Service::new(&config, workers, hives, telemetry, client, metrics, timeline).unwrap();
         let worker = WorkerId::new("w").unwrap();
         service.belongs(ModelId::new("m").unwrap(), worker.clone());
         service.shared.wake.notified().await;

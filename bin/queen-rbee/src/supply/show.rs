@@ -132,6 +132,7 @@ impl Service {
             may_evict: true,
             waited,
             in_time: false,
+            errand: None,
         };
         let problem = self.problem(&hosts, &books, Some(router), &wish, now);
         let loading = books.loads_of(&model).next().map(|load| LoadingView {

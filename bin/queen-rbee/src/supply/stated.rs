@@ -1,11 +1,10 @@
 //! What operators stated: which models must always run, and which hives take nothing new. Kept on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use daemon::{StateFolder, StateFolderError};
 use serde::{Deserialize, Serialize};
 use shared_contract::{HiveId, ModelId, WorkerId};
 
@@ -17,27 +16,9 @@ const MAX_STATED: usize = 10_000;
 /// Why statements cannot be kept; the text fits after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another queen has the folder.
-    #[error("use the state folder {}: another queen runs there; give each its own with --state-dir", .0.display())]
-    Taken(PathBuf),
-    /// The file system refused.
-    #[error("{action} {}: {source}; another folder can be given with --state-dir", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file has been damaged, or is another version's.
-    #[error("read {}: {why}; start the version that wrote it, or move the file away to begin anew", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] StateFolderError),
     /// There are too many.
     #[error("keep more than {MAX_STATED} statements; end one first")]
     TooMany,
@@ -77,26 +58,14 @@ pub(crate) struct Serve {
 pub(crate) struct Keeper {
     now: RwLock<Arc<Stated>>,
     /// Held while the file is written; `None`: nothing is kept.
-    folder: Mutex<Option<Folder>>,
-}
-
-/// A folder that no other queen uses while this lives.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    _lock: File,
+    folder: Mutex<Option<StateFolder>>,
 }
 
 impl Keeper {
     /// Reads what is kept in the folder; makes it if it is not there.
     pub(crate) fn open(folder: Option<&Path>) -> Result<Self, StateError> {
-        let (stated, folder) = match folder {
-            None => (Stated::default(), None),
-            Some(path) => {
-                let folder = take(path)?;
-                (read(&path.join(FILE))?, Some(folder))
-            }
-        };
+        let folder = folder.map(StateFolder::take).transpose()?;
+        let stated = folder.as_ref().map(read).transpose()?.unwrap_or_default();
         Ok(Self {
             now: RwLock::new(Arc::new(stated)),
             folder: Mutex::new(folder),
@@ -124,61 +93,30 @@ impl Keeper {
             stated.ending.pop_first();
         }
         if let Some(folder) = &*folder {
-            write(&folder.path.join(FILE), &stated)?;
+            folder.write(FILE, &format!("{}\n", json(&stated)))?;
         }
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(stated);
         Ok(result)
     }
 }
 
-fn take(path: &Path) -> Result<Folder, StateError> {
-    fs::create_dir_all(path).map_err(fail("make the state folder", path))?;
-    let lock_path = path.join("lock");
-    let lock = File::create(&lock_path).map_err(fail("open", &lock_path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(Folder {
-            path: path.to_owned(),
-            _lock: lock,
-        }),
-        Err(TryLockError::WouldBlock) => Err(StateError::Taken(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(fail("lock", &lock_path)(source)),
+fn read(folder: &StateFolder) -> Result<Stated, StateFolderError> {
+    match folder.read(FILE)? {
+        None => Ok(Stated::default()),
+        Some(text) => serde_json::from_str(&text).map_err(|error| folder.damaged(FILE, error.to_string())),
     }
 }
 
-fn read(file: &Path) -> Result<Stated, StateError> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stated::default()),
-        Err(error) => return Err(fail("read", file)(error)),
-    };
-    serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
-        path: file.to_owned(),
-        why: error.to_string(),
-    })
-}
-
-/// Replaces the file as a whole, so that a crash leaves the old or the new one.
-fn write(path: &Path, stated: &Stated) -> Result<(), StateError> {
-    let new = path.with_extension("new");
-    let replace = || {
-        let mut file = File::create(&new)?;
-        serde_json::to_writer_pretty(&mut file, stated)?;
-        writeln!(file)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        // The file's new name is on disk when its folder is.
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    replace().map_err(fail("write", path))
-}
-
-fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    let path = path.to_owned();
-    move |source| StateError::Io { action, path, source }
+/// For people, too.
+fn json(stated: &Stated) -> String {
+    serde_json::to_string_pretty(stated)
+        .unwrap_or_else(|error| unreachable!("maps with names as keys are JSON: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn serve(replicas: u32) -> Serve {
@@ -202,7 +140,10 @@ mod tests {
         };
         assert!(keeper.change(change).unwrap());
         let before = keeper.now();
-        assert!(matches!(Keeper::open(Some(&path)), Err(StateError::Taken(_))));
+        assert!(matches!(
+            Keeper::open(Some(&path)),
+            Err(StateError::Folder(StateFolderError::Taken(_)))
+        ));
         drop(keeper);
         assert_eq!(Keeper::open(Some(&path)).unwrap().now(), before);
     }
@@ -220,7 +161,10 @@ mod tests {
         ] {
             fs::write(&file, text).unwrap();
             let error = Keeper::open(Some(folder.path())).unwrap_err();
-            assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+            assert!(
+                matches!(error, StateError::Folder(StateFolderError::Damaged { .. })),
+                "{error}"
+            );
             assert!(error.to_string().contains(FILE), "{error}");
             assert_eq!(fs::read_to_string(&file).unwrap(), text);
         }
@@ -230,7 +174,7 @@ mod tests {
     fn a_change_that_cannot_be_written_does_not_happen() {
         let folder = tempfile::tempdir().unwrap();
         let keeper = Keeper::open(Some(folder.path())).unwrap();
-        fs::create_dir(folder.path().join("stated.new")).unwrap();
+        fs::create_dir(folder.path().join("stated.json.new")).unwrap();
         let model = ModelId::new("m").unwrap();
         let error = keeper
             .change(|stated| drop(stated.serve.insert(model, serve(1))))

@@ -159,6 +159,8 @@ pub enum Trigger {
         /// Workers that it had.
         running: usize,
     },
+    /// An operator asked for a worker, and left it to the queen where.
+    Operator,
 }
 
 /// What came of a decision.

@@ -5,10 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use futures_util::StreamExt;
+use hive_contract::{JobProgress, Operation};
 use http::StatusCode;
+use jobs::{Failure, Job, Jobs};
 use serde_json::{Value, json};
+use shared_contract::ErrorKind;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -31,6 +35,8 @@ struct Shared {
     queen_url: String,
     http: reqwest::Client,
     inner: Mutex<Inner>,
+    /// What it does besides starting and ending workers.
+    others: Jobs,
 }
 
 #[derive(Default)]
@@ -39,6 +45,8 @@ struct Inner {
     workers: BTreeMap<String, Process>,
     /// The models of all workers that were started, in order.
     started: Vec<String>,
+    /// All that it was asked to do.
+    asked: Vec<Operation>,
     /// What it says to every order to start one.
     refusal: Option<String>,
     /// Whether no worker of it ever becomes ready.
@@ -68,10 +76,12 @@ impl FakeHive {
                 free_mb,
                 ..Inner::default()
             }),
+            others: Jobs::new(|_, _| {}),
         });
         let router = Router::new()
             .route("/health", get(async || "{}"))
             .route("/v1/jobs", post(job))
+            .route("/v1/jobs/{id}", delete(cancel))
             .route("/v1/jobs/{id}/stream", get(stream))
             .route("/v1/chat/completions", post(answer))
             .with_state(Arc::clone(&shared));
@@ -88,6 +98,11 @@ impl FakeHive {
         self.shared.inner.lock().unwrap().started.clone()
     }
 
+    /// All that it was asked to do, in order.
+    pub(crate) fn asked(&self) -> Vec<Operation> {
+        self.shared.inner.lock().unwrap().asked.clone()
+    }
+
     /// The models of its workers.
     pub(crate) fn models(&self) -> Vec<String> {
         let inner = self.shared.inner.lock().unwrap();
@@ -99,7 +114,12 @@ impl FakeHive {
         self.shared.inner.lock().unwrap().refusal = Some(why.to_owned());
     }
 
-    /// From now on its workers start for ever.
+    /// From now on it starts them again.
+    pub(crate) fn relent(&self) {
+        self.shared.inner.lock().unwrap().refusal = None;
+    }
+
+    /// From now on its workers start for ever, and its files are fetched for ever.
     pub(crate) fn hang(&self) {
         self.shared.inner.lock().unwrap().hangs = true;
     }
@@ -200,10 +220,12 @@ impl Shared {
 }
 
 async fn job(State(hive): State<Arc<Shared>>, Json(order): Json<Value>) -> Response {
+    let operation: Operation = serde_json::from_value(order.clone()).unwrap();
+    hive.inner.lock().unwrap().asked.push(operation.clone());
     let event = match order["operation"].as_str().unwrap() {
         "worker_spawn" => {
             if let Some(why) = hive.inner.lock().unwrap().refusal.clone() {
-                return daemon::ApiError::new(shared_contract::ErrorKind::NoCapacity, why).into_response();
+                return daemon::ApiError::new(ErrorKind::NoCapacity, why).into_response();
             }
             let path = order["model"].as_str().unwrap();
             let model = path.trim_start_matches("file:/models/").trim_end_matches(".gguf");
@@ -228,7 +250,12 @@ async fn job(State(hive): State<Arc<Shared>>, Json(order): Json<Value>) -> Respo
             hive.beat().await;
             json!({"state": "succeeded", "result": {}})
         }
-        other => panic!("nobody asks for {other}"),
+        _ => {
+            let hangs = hive.inner.lock().unwrap().hangs;
+            let order = operation.clone();
+            let job = hive.others.start(operation, |job| perform(order, hangs, job)).unwrap();
+            return jobs::http::accepted(&job).into_response();
+        }
     };
     let mut event = event;
     event["seq"] = 0.into();
@@ -240,8 +267,53 @@ async fn job(State(hive): State<Arc<Shared>>, Json(order): Json<Value>) -> Respo
     (StatusCode::ACCEPTED, Json(accepted)).into_response()
 }
 
-async fn stream(State(hive): State<Arc<Shared>>, Path(id): Path<String>) -> String {
-    hive.inner.lock().unwrap().jobs[&id].clone()
+async fn perform(operation: Operation, hangs: bool, job: Arc<Job>) -> Result<Value, Failure> {
+    match operation {
+        Operation::ModelPull { model } => {
+            job.say(format!("fetching {model}"));
+            job.progress(JobProgress {
+                phase: "download".into(),
+                done: 1,
+                total: Some(2),
+                unit: "bytes".into(),
+                per_second: None,
+                eta_s: None,
+                source: None,
+            });
+            if hangs {
+                job.cancelled().cancelled().await;
+                return Err(Failure::Cancelled);
+            }
+            Ok(json!({"id": model}))
+        }
+        Operation::ModelDelete { model } => {
+            let message = format!("model `{model}` is in use");
+            Err(daemon::ApiError::new(ErrorKind::Conflict, message).into())
+        }
+        Operation::WorkerLogs { .. } => {
+            job.say("a line\nand another");
+            Ok(json!({"lines": 2}))
+        }
+        Operation::ModelList {} => Ok(json!({"models": MODELS})),
+        other => panic!("nobody asks for {other:?}"),
+    }
+}
+
+async fn cancel(State(hive): State<Arc<Shared>>, Path(id): Path<String>) {
+    if let Some(job) = hive.others.get(&id) {
+        job.cancelled().cancel();
+        return;
+    }
+    let event = json!({"seq": 1, "state": "cancelled", "timestamp": "2025-10-24T10:00:00Z"});
+    let mut inner = hive.inner.lock().unwrap();
+    inner.jobs.get_mut(&id).unwrap().push_str(&format!("data: {event}\n\n"));
+}
+
+async fn stream(State(hive): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    if let Some(job) = hive.others.get(&id) {
+        return daemon::sse::response(job.events(None).map(|event| daemon::sse::event(&event)));
+    }
+    hive.inner.lock().unwrap().jobs[&id].clone().into_response()
 }
 
 async fn answer(Json(request): Json<Value>) -> Json<Value> {

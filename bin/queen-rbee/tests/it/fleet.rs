@@ -207,10 +207,7 @@ async fn metrics_are_text_that_prometheus_reads() {
         text.contains("rbee_heartbeats_total{kind=\"worker\",outcome=\"new\"} 1\n"),
         "{text}"
     );
-    assert!(
-        text.contains("# TYPE rbee_time_to_first_byte_seconds histogram\n"),
-        "{text}"
-    );
+    assert!(text.contains("# TYPE rbee_heartbeat_gap_seconds histogram\n"), "{text}");
     let request = queen
         .get("/metrics")
         .header("accept", "application/openmetrics-text;version=1.0.0");

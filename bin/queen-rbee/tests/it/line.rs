@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Queen, Worker, chat, hive_beat, plain, with, within};
 
-const WAITING: &str = "rbee_waiting_requests";
+const WAITING: &str = "rbee_queue_depth{model=\"m\"}";
 
 async fn queen_and_worker(config: Config) -> (Queen, Worker) {
     let queen = Queen::start(config).await;
@@ -23,7 +23,7 @@ async fn requests_wait_for_the_one_slot_and_are_served_in_their_order() {
     for number in 0..4 {
         asked.push(queen.ask(&with(chat(), "/number", number)));
         if number == 0 {
-            queen.metric_is("rbee_inflight_requests", 1.0).await;
+            queen.metric_is("rbee_requests_in_flight", 1.0).await;
         } else {
             queen.metric_is(WAITING, f64::from(number)).await;
         }

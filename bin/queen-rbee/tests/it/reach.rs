@@ -79,7 +79,7 @@ async fn a_waiting_request_is_given_a_worker_that_has_become_reachable() {
     queen.worker_beat(&worker_beat("w", closed_port().await)).await;
     queen.worker_becomes("w", Liveness::Unreachable).await;
     let asked = queen.ask(&chat());
-    queen.metric_is("rbee_waiting_requests", 1.0).await;
+    queen.metric_is("rbee_queue_depth{model=\"m\"}", 1.0).await;
     let mut worker = Worker::start().await;
     // The same worker names another port: then it is called there at once.
     queen.worker_beat(&worker.beat("w")).await;

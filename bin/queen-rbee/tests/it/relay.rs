@@ -290,7 +290,7 @@ async fn when_the_client_leaves_the_worker_is_told_at_once_and_its_slot_is_free(
     reached.given_up().await;
     queen.metric_is("rbee_clients_gone_total", 2.0).await;
     assert_eq!(queen.worker("w").await.unwrap().leases, 0);
-    assert_eq!(queen.metric("rbee_inflight_requests").await, 0.0);
+    assert_eq!(queen.metric("rbee_requests_in_flight").await, 0.0);
 }
 
 #[tokio::test]

@@ -21,11 +21,12 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use openai_api::{InvalidRequest, STRICT_HEADER};
-use router::Endpoint;
+use router::{Account, Endpoint};
 use shared_contract::{ErrorBody, ErrorKind};
 use uuid::Uuid;
 
 use self::body::Told;
+use super::access::account_of;
 use super::openai::refused;
 use crate::State;
 
@@ -83,6 +84,7 @@ async fn answer(state: &State, request: Request, read: fn(&[u8]) -> Read) -> Res
 /// What of a client's request goes with the translated one.
 struct Call {
     headers: HeaderMap,
+    account: Arc<Account>,
     is_strict: bool,
     /// Headers that have no effect.
     ignored: Vec<String>,
@@ -101,6 +103,7 @@ impl Call {
         let (headers, is_strict, ignored) = headers::of_chat(request.headers())?;
         Ok(Self {
             headers,
+            account: account_of(request),
             is_strict,
             ignored,
         })
@@ -118,7 +121,7 @@ impl Call {
         }
         let response = state
             .router
-            .answer(endpoint, self.headers, translated.body.clone())
+            .answer(endpoint, self.headers, translated.body.clone(), self.account)
             .await;
         let mut response = response.map_err(refused)?;
         headers::name_ignored(response.headers_mut(), &self.ignored);

@@ -24,7 +24,7 @@ fn known(id: &str) -> KnownModel {
     let catalogue = Catalogue::built_in();
     let sources = Sources {
         entry: catalogue.get("smollm2-135m-instruct"),
-        reference: None,
+        ..Sources::default()
     };
     let known = KnownModel::gather(&model("smollm2-135m-instruct"), sources, []).unwrap();
     KnownModel { id: model(id), ..known }
@@ -123,6 +123,7 @@ impl Bed {
             waited,
             failures: &BTreeMap::new(),
             in_time,
+            errand: None,
         })
     }
 
