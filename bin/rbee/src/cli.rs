@@ -1,9 +1,16 @@
 //! The words and flags of the command line. What they do is elsewhere.
 
 mod base_url;
+mod bench;
+mod doctor;
+mod health;
+mod join;
+mod manual;
+mod run;
+mod top;
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +18,13 @@ use daemon::Secret;
 use daemon::quantity::Span;
 
 pub(crate) use self::base_url::BaseUrl;
+pub(crate) use self::bench::BenchArgs;
+pub(crate) use self::doctor::DoctorArgs;
+pub(crate) use self::health::HealthArgs;
+pub(crate) use self::join::JoinArgs;
+pub(crate) use self::manual::{CompletionsArgs, ManArgs};
+pub(crate) use self::run::RunArgs;
+pub(crate) use self::top::TopArgs;
 
 /// Where a queen listens unless told otherwise.
 pub(crate) const QUEEN_PORT: u16 = 7833;
@@ -23,9 +37,12 @@ const ABOUT: &str = "Makes the machines you own answer as one OpenAI-compatible 
 
 const EXAMPLES: &str = "\
 Examples:
-  rbee up                                         serve a model on this machine
-  rbee run smollm2-135m-instruct \"Say hello.\"     ask it something
-  rbee ps                                         see what runs where
+  rbee up                                       serve a model on this machine
+  rbee run smollm2-135m-instruct                chat with it (/bye ends)
+  rbee up --share                               let other machines join it
+  RBEE_TOKEN=... rbee join http://HOST:7833     on another machine: join them
+  rbee ps                                       see what runs where
+  rbee top                                      watch it
 
 Exit codes:
   0    done
@@ -36,7 +53,7 @@ Exit codes:
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "rbee", version, about = ABOUT, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(name = "rbee", version = daemon::build::describe(&llm_worker_rbee::features()), about = ABOUT, after_help = EXAMPLES, arg_required_else_help = true)]
 #[command(bin_name = "rbee", subcommand_required = true, max_term_width = 110)]
 pub(crate) struct Cli {
     /// What every command takes.
@@ -72,7 +89,7 @@ pub(crate) struct Global {
         value_name = "KEY"
     )]
     pub(crate) api_key: Option<Secret>,
-    /// Write JSON for programs to standard output
+    /// Write JSON for programs to standard output; what goes on for a while, such as a job, is one line an event
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
@@ -82,7 +99,9 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Start a queen, a hive and a worker on this machine, and stay until Ctrl-C
     Up(UpArgs),
-    /// Ask a model; the answer streams to the terminal
+    /// Make this machine a host of a queen's fleet, and stay until Ctrl-C
+    Join(JoinArgs),
+    /// Chat with a model, or ask it one thing
     Run(RunArgs),
     /// Show hives and workers: alive or not, model, device, load
     #[command(after_help = "\
@@ -91,6 +110,8 @@ Examples:
   rbee ps --queen-url http://control:7833
   rbee ps --json | jq '.workers[] | select(.ready) | .id'")]
     Ps,
+    /// Watch the fleet: hosts, devices, workers, tokens a second
+    Top(TopArgs),
     /// Show the models that are served, on disk, and in the catalogue
     Models(ModelsArgs),
     /// Fetch a model file onto a host
@@ -111,6 +132,16 @@ Examples:
     Serve(ServeArgs),
     /// Let a host take nothing new and finish what it has
     Drain(DrainArgs),
+    /// Measure how fast a model answers, by the number of streams, and beside other servers
+    Bench(BenchArgs),
+    /// Find what is wrong with this machine, the fleet, or any OpenAI-compatible server
+    Doctor(DoctorArgs),
+    /// Say whether a daemon answers and is ready, for health checks and scripts
+    Health(HealthArgs),
+    /// Print a script that completes commands and flags in your shell
+    Completions(CompletionsArgs),
+    /// Write the man pages of all commands into a folder
+    Man(ManArgs),
     /// Run the queen: the one address that clients talk to (`rbee queen --help`)
     Queen(DaemonArgs),
     /// Run the hive of this host: it starts and watches workers (`rbee hive --help`)
@@ -125,11 +156,11 @@ Examples:
 Examples:
   rbee up
   rbee up --model gemma3-270m
+  rbee up --share                          other machines may join it and use it
   rbee up --port 8000 --hive-port 8001
-  RBEE_TOKEN=... RBEE_API_KEY=... rbee up --host 0.0.0.0
 
-The first Ctrl-C ends everything in order, a second one at once. A download that was
-interrupted is taken up again by the next `rbee up`.")]
+The first Ctrl-C ends everything in order, a second one at once. A download that was interrupted is taken up again by \
+the next `rbee up`.")]
 pub(crate) struct UpArgs {
     /// Model to serve: a name of `rbee models`, or a reference (pip:, hf:, file:)
     #[arg(long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
@@ -137,54 +168,25 @@ pub(crate) struct UpArgs {
     /// Device of the worker, for example cpu or cuda:0; left out: the hive chooses
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
-    /// Address on which the queen listens; the hive and its workers stay on this machine's loopback
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub(crate) host: IpAddr,
+    /// Address on which the queen listens; without --share the hive and its workers stay on this machine's loopback
+    /// [default: 127.0.0.1, with --share all]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<IpAddr>,
     /// Port of the queen; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = QUEEN_PORT)]
     pub(crate) port: u16,
     /// Port of the hive; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = HIVE_PORT)]
     pub(crate) hive_port: u16,
+    /// Let other machines join and use it: makes a token and an API key, keeps them, and says what to type there
+    #[arg(long, conflicts_with = "insecure")]
+    pub(crate) share: bool,
     /// Serve on an address that others can reach without a token or API key
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Folder for logs and the hive's state [default: $XDG_STATE_HOME/rbee or ~/.local/state/rbee]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state_dir: Option<PathBuf>,
-}
-
-/// `rbee run`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  rbee run smollm2-135m-instruct \"Why is the sky blue?\"
-  rbee run smollm2-135m-instruct --system \"Answer in French.\" --temperature 0 \"Good morning!\"
-  git diff | rbee run smollm2-135m-instruct --max-tokens 60 --system \"Describe this change.\"
-  rbee run gemma3-270m --raw \"Once upon a time\"")]
-pub(crate) struct RunArgs {
-    /// Model as the fleet names it (`rbee models`)
-    pub(crate) model: String,
-    /// What to ask; `-`, or left out with something piped in: standard input
-    pub(crate) prompt: Option<String>,
-    /// Most tokens of the answer [default: what the context holds; with --raw 256]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_tokens: Option<u32>,
-    /// 0 always takes the likeliest token; up to 2, higher is more varied
-    #[arg(long, value_name = "T")]
-    pub(crate) temperature: Option<f32>,
-    /// Choose among the likeliest tokens whose probabilities reach this sum
-    #[arg(long, value_name = "P")]
-    pub(crate) top_p: Option<f32>,
-    /// Makes a varied answer repeatable
-    #[arg(long, value_name = "N")]
-    pub(crate) seed: Option<u64>,
-    /// Instruction that comes before the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
-    pub(crate) system: Option<String>,
-    /// Continue the prompt as it stands, without a chat: for base models
-    #[arg(long)]
-    pub(crate) raw: bool,
 }
 
 /// `rbee models`.
@@ -437,6 +439,24 @@ mod tests {
             let daemon = ["queen", "hive", "worker"].contains(&command.get_name());
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(daemon || help.contains("Examples:"), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn examples_fit_80_columns_and_prose_is_left_to_the_terminal() {
+        let commands = Cli::command();
+        for command in std::iter::once(&commands).chain(commands.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for block in help.split("\n\n") {
+                let is_listed = block.starts_with("Examples:") || block.starts_with("Exit codes:");
+                let long = block.lines().find(|line| line.chars().count() > 80);
+                assert!(!is_listed || long.is_none(), "{}: {long:?}", command.get_name());
+                assert!(
+                    is_listed || block.lines().count() <= 1,
+                    "{}: {block}",
+                    command.get_name()
+                );
+            }
         }
     }
 }

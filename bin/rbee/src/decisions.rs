@@ -101,6 +101,7 @@ fn trigger(trigger: &Trigger) -> String {
         Trigger::Demand { waiting } => format!("{waiting} requests"),
         Trigger::Line { waiting, running } => format!("a line of {waiting} at {running} workers"),
         Trigger::Serve { wanted, running } => format!("serve, {running} of {wanted} run"),
+        Trigger::Operator => "an operator".to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use daemon::Shutdown;
 use hive_contract::{JobEvent, JobState, Operation};
 use queen_rbee::fleet::Liveness;
@@ -41,7 +41,7 @@ pub(crate) async fn logs(global: &Global, args: LogsArgs, shutdown: &Shutdown) -
 async fn hive_of(client: &Client<'_>, worker: &str) -> anyhow::Result<(Api, WorkerId)> {
     let fleet = client.fleet().await?;
     let worker = choose_worker(&fleet.workers, worker)
-        .map_err(|error| error.context("one that has ended is found with --hive, by its whole id"))?;
+        .map_err(|error| anyhow!("{error}; one that has ended is found with --hive, by its whole id"))?;
     let id = &worker.id;
     let hive_id = worker
         .hive_id

@@ -3,20 +3,29 @@
 //! Owns: the command line, what people read, and the processes that `rbee up` starts.
 //! Must not know: how a daemon does its work; it only calls them over HTTP, or becomes one.
 
+mod answer;
 mod api;
+mod bench;
+mod chat;
 mod cli;
 mod control;
 mod decisions;
+mod doctor;
 mod drain;
 mod fleet;
+mod health;
 mod jobs;
+mod join;
+mod local;
 mod logs;
+mod manual;
 mod models;
 mod progress;
 mod ps;
 mod render;
 mod run;
 mod serve;
+mod top;
 mod up;
 mod why;
 
@@ -112,6 +121,12 @@ fn check(cli: &Cli, matches: &clap::ArgMatches) -> Result<(), String> {
         Command::Up(_) if queen_url_given => {
             Err("`rbee up` starts its own queen: choose its address with --host and --port".to_owned())
         }
+        Command::Join(_) if queen_url_given => {
+            Err("the queen's URL stands behind `rbee join`, without a flag".to_owned())
+        }
+        Command::Completions(_) if cli.global.json => {
+            Err("`rbee completions` prints a script for a shell, which has no form in JSON".to_owned())
+        }
         Command::Queen(_) | Command::Hive(_) | Command::Worker(_) => {
             let word = matches.subcommand_name().unwrap_or_default();
             Err(format!(
@@ -129,19 +144,23 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     if matches!(
         command,
         Command::Up(_)
-            | Command::Run(_)
+            | Command::Join(_)
+            | Command::Top(_)
             | Command::Pull(_)
             | Command::Rm(_)
             | Command::Spawn(_)
             | Command::Stop(_)
             | Command::Logs(_)
+            | Command::Bench(_)
     ) {
         shutdown.listen(true)?;
     }
     match command {
         Command::Up(args) => up::up(global, args, &shutdown).await,
+        Command::Join(args) => join::join(global, args, &shutdown).await,
         Command::Run(args) => run::run(&global, args, &shutdown).await,
         Command::Ps => ps::ps(&global).await,
+        Command::Top(args) => top::top(&global, &args, &shutdown).await,
         Command::Models(args) => models::models(&global, args).await,
         Command::Pull(args) => control::pull(&global, args, &shutdown).await,
         Command::Rm(args) => control::rm(&global, args, &shutdown).await,
@@ -152,6 +171,11 @@ async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Decisions(args) => decisions::decisions(&global, &args).await,
         Command::Serve(args) => serve::serve(&global, args).await,
         Command::Drain(args) => drain::drain(&global, &args).await,
+        Command::Bench(args) => bench::bench(&global, &args, &shutdown).await,
+        Command::Doctor(args) => doctor::doctor(&global, &args).await,
+        Command::Health(args) => health::health(&global, &args).await,
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&global, &args),
         Command::Queen(_) | Command::Hive(_) | Command::Worker(_) => {
             anyhow::bail!("start a daemon: its word must come first")
         }
@@ -170,6 +194,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     render::note(&format!("error: {error:#}"));
     match error.downcast_ref::<api::Error>() {
         Some(error) if error.is_queen_missing() => ExitCode::from(NO_QUEEN),
+        _ if error.is::<NoQueen>() => ExitCode::from(NO_QUEEN),
         _ if error.is::<Usage>() => ExitCode::from(USAGE),
         _ => ExitCode::from(FAILED),
     }
@@ -179,6 +204,11 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
+
+/// No queen answers, and what to do about it is not what other commands would say.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NoQueen(String);
 
 #[cfg(test)]
 mod tests {

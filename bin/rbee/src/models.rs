@@ -15,6 +15,8 @@ use crate::fleet::Client;
 use crate::render::{self, Look, Text, Tone};
 
 const HEADER: [&str; 6] = ["MODEL", "SERVED BY", "ON DISK OF", "SIZE", "WHAT", "CATALOGUE"];
+/// What a narrow terminal goes without.
+const SPARE: [&str; 1] = ["CATALOGUE"];
 
 /// What `rbee models --json` prints.
 #[derive(Debug, Serialize)]
@@ -190,7 +192,7 @@ fn page(look: Look, models: &Models) -> String {
         row.offer = Some(offer);
     }
     let rows: Vec<_> = rows.into_iter().map(|(id, row)| cells(id, &row)).collect();
-    render::table(look, &HEADER, &rows)
+    render::table_sparing(look, &HEADER, &rows, &SPARE)
 }
 
 fn cells(id: &str, row: &Row<'_>) -> Vec<Text> {

@@ -118,8 +118,8 @@ impl Progress {
 
     fn measured(&mut self, progress: &JobProgress) {
         let phase = match &progress.source {
-            Some(source) => render::clean(&format!("{} from {source}", progress.phase)),
-            None => render::clean(&progress.phase),
+            Some(source) => render::clean(&format!("{} from {source}", words(&progress.phase))),
+            None => render::clean(&words(&progress.phase)),
         };
         match self {
             Self::Bar { bar, shape } => {
@@ -209,6 +209,11 @@ fn percent(progress: &JobProgress) -> Option<u64> {
         None | Some(0) => None,
         Some(total) => Some((progress.done as f64 / total as f64 * 100.0).clamp(0.0, 100.0) as u64),
     }
+}
+
+/// A phase as people read it: `warm_up` is `warm up`.
+fn words(phase: &str) -> String {
+    phase.replace('_', " ")
 }
 
 fn line(phase: &str, progress: &JobProgress) -> String {

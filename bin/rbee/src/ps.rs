@@ -7,7 +7,7 @@ use queen_rbee::fleet::{ConflictView, FleetView, GoneView, HiveView, LeaveReason
 use shared_contract::{HealthStatus, OperationalStatus};
 use worker_contract::WorkerStatus;
 
-use crate::cli::Global;
+use crate::cli::{BaseUrl, Global};
 use crate::fleet::Client;
 use crate::render::{self, Look, Text, Tone};
 
@@ -18,6 +18,9 @@ const WORKERS: [&str; 13] = [
     "WORKER", "MODEL", "DEVICE", "HIVE", "ADDRESS", "LIVENESS", "STATUS", "BUSY", "TOK/S", "MEMORY", "BEAT", "MISSED",
     "WHY",
 ];
+/// What a narrow terminal goes without, one after another.
+const SPARE_OF_HIVES: [&str; 3] = ["VERSION", "CPU", "RAM"];
+const SPARE_OF_WORKERS: [&str; 5] = ["ADDRESS", "MEMORY", "BEAT", "MISSED", "HIVE"];
 const GONE: [&str; 4] = ["GONE", "KIND", "AGO", "WHY"];
 
 /// How long somebody who left is shown.
@@ -35,27 +38,30 @@ pub(crate) async fn ps(global: &Global) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let fleet = client.fleet().await?;
-    render::print(&page(Look::detect(), &fleet))?;
+    render::print(&page(Look::detect(), &fleet, &global.queen_url))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn page(look: Look, fleet: &FleetView) -> String {
+fn page(look: Look, fleet: &FleetView, queen: &BaseUrl) -> String {
     let mut text = String::new();
     if fleet.queen.degraded_view {
         text.push_str(&format!("{}\n\n", doubt(fleet.queen.degraded_reason.as_deref())));
     }
     if fleet.hives.is_empty() {
-        text.push_str("no hives\n");
+        let next = format!("no hives: `rbee join {queen}` makes this machine one; alone, `rbee up` does all");
+        text.push_str(&render::wrapped(look, &next));
+        text.push('\n');
     } else {
         let rows: Vec<_> = fleet.hives.iter().map(hive_row).collect();
-        text.push_str(&render::table(look, &HIVES, &rows));
+        text.push_str(&render::table_sparing(look, &HIVES, &rows, &SPARE_OF_HIVES));
     }
     text.push('\n');
     let silent = fleet.hives.iter().flat_map(|hive| unheard(hive, &fleet.workers));
     let rows: Vec<_> = fleet.workers.iter().map(worker_row).chain(silent).collect();
     match rows.as_slice() {
-        [] => text.push_str("no workers; start one with `rbee spawn MODEL`\n"),
-        rows => text.push_str(&render::table(look, &WORKERS, rows)),
+        [] if fleet.hives.is_empty() => text.push_str("no workers\n"),
+        [] => text.push_str("no workers: a request for a model starts one, or `rbee spawn MODEL`\n"),
+        rows => text.push_str(&render::table_sparing(look, &WORKERS, rows, &SPARE_OF_WORKERS)),
     }
     let gone = fleet.gone.iter().filter(|gone| gone.ms_ago <= SHOWN_GONE_MS);
     let rows: Vec<_> = gone.take(SHOWN_GONE).map(gone_row).collect();
@@ -275,7 +281,8 @@ mod tests {
     }
 
     fn lines(fleet: serde_json::Value) -> Vec<String> {
-        let text = page(Look::Plain, &serde_json::from_value(fleet).unwrap());
+        let queen = "http://q:7833".parse().unwrap();
+        let text = page(Look::Plain, &serde_json::from_value(fleet).unwrap(), &queen);
         text.lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect()
@@ -297,11 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_fleet_says_so() {
-        assert_eq!(
-            shown(&[], &[]),
-            ["no hives", "", "no workers; start one with `rbee spawn MODEL`"]
+    fn an_empty_fleet_says_what_to_do_next() {
+        let lines = shown(&[], &[]);
+        assert!(
+            lines[0].contains("`rbee join http://q:7833`") && lines[0].contains("`rbee up`"),
+            "{lines:?}"
         );
+        assert_eq!(lines[2], "no workers");
+        let lines = shown(&[hive("gpu-box")], &[]);
+        assert!(lines[3].contains("`rbee spawn MODEL`"), "{lines:?}");
     }
 
     #[test]

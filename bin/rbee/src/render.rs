@@ -141,19 +141,27 @@ impl Look {
 /// Draws a table. A column without any text in it is left out. Only the last one ever wraps: ids and addresses are
 /// there to be copied.
 pub(crate) fn table(look: Look, header: &[&str], rows: &[Vec<Text>]) -> String {
+    table_sparing(look, header, rows, &[])
+}
+
+/// The same, of which these columns are left out, one after another, where a terminal has no room for all. A line below
+/// says so.
+pub(crate) fn table_sparing(look: Look, header: &[&str], rows: &[Vec<Text>], spare: &[&str]) -> String {
     let is_used = |&column: &usize| {
         rows.iter()
             .any(|row| row.get(column).is_some_and(|cell| !cell.text.is_empty()))
     };
-    let used: Vec<usize> = (0..header.len()).filter(is_used).collect();
+    let mut used: Vec<usize> = (0..header.len()).filter(is_used).collect();
+    let left_out = spared(look, &mut used, (header, rows), spare);
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
     table.set_header(used.iter().map(|&column| Cell::new(header[column])));
     for row in rows {
         table.add_row(used.iter().map(|&column| cell(look, &row[column])));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, GAP));
+    for (number, column) in table.column_iter_mut().enumerate() {
+        let gap = if number + 1 < used.len() { GAP } else { 0 };
+        column.set_padding((0, gap));
     }
     if let Look::Terminal { width, colour } = look {
         table.style_mut().header_separator = LineStyle::none().fill('─');
@@ -169,7 +177,68 @@ pub(crate) fn table(look: Look, header: &[&str], rows: &[Vec<Text>]) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
+    if !left_out.is_empty() {
+        let note = format!("(no room for {}; --json has all)", left_out.join(", "));
+        text.push_str(&wrapped(look, &note));
+        text.push('\n');
+    }
     text
+}
+
+/// Takes columns out of `used` until the others fit, and returns their names. The last column need not fit: it wraps.
+fn spared<'a>(
+    look: Look,
+    used: &mut Vec<usize>,
+    (header, rows): (&[&'a str], &[Vec<Text>]),
+    spare: &[&str],
+) -> Vec<&'a str> {
+    let Look::Terminal { width: Some(width), .. } = look else {
+        return Vec::new();
+    };
+    let width_of = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let longest = cells.map(|cell| cell.text.chars().count()).max().unwrap_or(0);
+        longest.max(header[column].chars().count())
+    };
+    let fits = |used: &[usize]| {
+        let Some((&last, others)) = used.split_last() else {
+            return true;
+        };
+        let others: usize = others.iter().map(|&column| width_of(column) + usize::from(GAP)).sum();
+        others + width_of(last).min(usize::from(MIN_WRAP)) <= usize::from(width)
+    };
+    let mut left_out = Vec::new();
+    for name in spare {
+        if fits(used) {
+            break;
+        }
+        if let Some(at) = used.iter().position(|&column| header[column] == *name) {
+            left_out.push(header[used.remove(at)]);
+        }
+    }
+    left_out
+}
+
+/// A paragraph, broken between words where a terminal's width is known.
+pub(crate) fn wrapped(look: Look, text: &str) -> String {
+    let Look::Terminal { width: Some(width), .. } = look else {
+        return text.to_owned();
+    };
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > usize::from(width) {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
 }
 
 /// Lets the last column wrap, if the others leave it room enough to be read.
@@ -259,13 +328,57 @@ mod tests {
         let lines: Vec<_> = at(45).lines().map(str::to_owned).collect();
         assert_eq!(lines[0], "ID               WHY");
         assert!(lines[1].starts_with("───"), "{lines:?}");
-        assert_eq!(lines[2], "worker-12345678  a reason that is longer");
+        assert_eq!(lines[2], "worker-12345678  a reason that is longer than");
         assert!(
             lines.len() > 3 && lines.iter().all(|line| line.chars().count() <= 45),
             "{lines:?}"
         );
         // Too narrow to be read in: the terminal itself breaks the line.
         assert_eq!(at(30).lines().count(), 3);
+    }
+
+    #[test]
+    fn a_narrow_terminal_goes_without_the_columns_that_can_be_spared_and_says_so() {
+        let header = ["ID", "ADDRESS", "BEAT", "WHY"];
+        let rows = [vec![
+            "worker-12345678".into(),
+            "10.0.0.5:7835".into(),
+            "3 s".into(),
+            "lost".into(),
+        ]];
+        let at = |width| {
+            let look = Look::Terminal {
+                width: Some(width),
+                colour: false,
+            };
+            table_sparing(look, &header, &rows, &["ADDRESS", "BEAT"])
+        };
+        assert!(
+            at(42).starts_with("ID               ADDRESS        BEAT  WHY\n"),
+            "{}",
+            at(42)
+        );
+        assert!(at(40).starts_with("ID               BEAT  WHY\n"), "{}", at(40));
+        assert!(
+            at(40).ends_with("(no room for ADDRESS; --json has all)\n"),
+            "{}",
+            at(40)
+        );
+        assert!(at(22).starts_with("ID               WHY\n"), "{}", at(22));
+        assert!(!at(42).contains("no room"));
+        let piped = table_sparing(Look::Plain, &header, &rows, &["ADDRESS", "BEAT"]);
+        assert!(piped.contains("10.0.0.5:7835"), "{piped}");
+    }
+
+    #[test]
+    fn a_paragraph_breaks_between_words() {
+        let look = |width| Look::Terminal {
+            width: Some(width),
+            colour: false,
+        };
+        assert_eq!(wrapped(look(9), "what the figures mean"), "what the\nfigures\nmean");
+        assert_eq!(wrapped(look(5), "unbreakable word"), "unbreakable\nword");
+        assert_eq!(wrapped(Look::Plain, "as it stands"), "as it stands");
     }
 
     #[test]

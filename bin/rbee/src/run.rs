@@ -1,53 +1,48 @@
-//! `rbee run`: a question, and its answer as it comes.
+//! `rbee run`: a question, and its answer as it comes; or a chat.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use daemon::Shutdown;
-use eventsource_stream::Eventsource;
-use futures_util::StreamExt;
-use reqwest::Response;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use shared_contract::ErrorObject;
 
-use crate::api::{self, Api, root_cause};
+use crate::answer::{self, Answer, NO_CHAT, Screen, ask, refusal};
 use crate::cli::{Global, RunArgs};
 use crate::fleet::Client;
-use crate::{INTERRUPTED, Usage, render};
+use crate::{INTERRUPTED, Usage, chat, render};
 
 /// Most tokens of a continuation unless told otherwise: a base model has no end of its own.
-const RAW_MAX_TOKENS: u32 = 256;
-
-/// The worker's word for a model without a chat template.
-const NO_CHAT: &str = "no_chat_template";
+pub(crate) const RAW_MAX_TOKENS: u32 = 256;
 
 /// `rbee run`.
 pub(crate) async fn run(global: &Global, args: RunArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
-    let asking = async {
-        let prompt = prompt(args.prompt.as_deref()).await?;
-        let (path, body) = request(&args, &prompt);
-        let queen = Client::new(global)?.open_ai();
-        let response = queen
-            .post_open(path, &body)
-            .await
-            .map_err(|error| explain(error, &args))?;
-        anyhow::Ok((queen, response))
+    let Some(model) = args.model.clone() else {
+        return Err(name_one(global).await.into());
     };
-    let (queen, response) = tokio::select! {
-        asked = asking => asked?,
-        () = shutdown.requested() => return Ok(ExitCode::from(INTERRUPTED)),
-    };
-    let mut answer = Answer::default();
+    let is_for_people = io::stdin().is_terminal() && io::stdout().is_terminal() && !global.json;
+    if args.prompt.is_none() && args.file.is_none() && is_for_people {
+        return chat::chat(global, args, model).await;
+    }
+    shutdown.listen(true)?;
+    let mut answer = Answer::begin();
     let mut screen = Screen::new(global.json);
-    let reading = tokio::select! {
-        result = read(&queen, response, &mut answer, &mut screen) => Some(result),
+    let asking = async {
+        let prompt = prompt(args.prompt.as_deref(), args.file.as_deref()).await?;
+        let (path, body) = request(&args, &model, &prompt);
+        let queen = Client::new(global)?.open_ai();
+        ask(&queen, path, &body, &mut answer, |said| screen.show(said))
+            .await
+            .map_err(|error| explain(error, &args, &model))
+    };
+    let result = tokio::select! {
+        result = asking => Some(result),
         // Leaving drops the connection, on which the worker stops within a token.
         () = shutdown.requested() => None,
     };
     screen.end()?;
-    let Some(result) = reading else {
+    let Some(result) = result else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     result?;
@@ -57,6 +52,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs, shutdown: &Shutdown) -> 
             text,
             finish_reason,
             usage,
+            ..
         } = answer;
         render::json_line(&json!({"model": model, "text": text, "finish_reason": finish_reason, "usage": usage}))?;
     } else if answer.finish_reason.as_deref() == Some("length") && io::stderr().is_terminal() {
@@ -65,16 +61,48 @@ pub(crate) async fn run(global: &Global, args: RunArgs, shutdown: &Shutdown) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// The prompt as given, or standard input.
-async fn prompt(given: Option<&str>) -> anyhow::Result<String> {
-    let text = match given {
-        Some(text) if text != "-" => text.to_owned(),
-        None if io::stdin().is_terminal() => {
-            return Err(Usage("no prompt: write one after the model, or pipe it in".to_owned()).into());
+/// What is missing, with the names that would do.
+async fn name_one(global: &Global) -> Usage {
+    let names = async {
+        let queen = Client::new(global).ok()?.open_ai();
+        chat::models(&queen).await.ok()
+    };
+    let names = names.await.map(|models| {
+        let names: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
+        names.join(", ")
+    });
+    Usage(match names {
+        Some(names) if !names.is_empty() => format!("name a model, `rbee run MODEL [PROMPT]`, of {names}"),
+        _ => "name a model, `rbee run MODEL [PROMPT]`; `rbee models` lists those there are".to_owned(),
+    })
+}
+
+/// The prompt as given, or standard input; behind the file's text, where one is named.
+async fn prompt(given: Option<&str>, file: Option<&Path>) -> anyhow::Result<String> {
+    let stdin = Path::new("-");
+    let text = match (given, file) {
+        (Some("-"), Some(file)) if file == stdin => {
+            return Err(Usage("standard input cannot be both the prompt and the file".to_owned()).into());
         }
-        _ => tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()))
-            .await?
-            .context("read the prompt from standard input")?,
+        (given, Some(file)) => {
+            let text = match file == stdin {
+                true => standard_input().await?,
+                false => tokio::fs::read_to_string(file)
+                    .await
+                    .with_context(|| format!("read {}", file.display()))?,
+            };
+            let given = match given {
+                Some("-") => Some(standard_input().await?),
+                given => given.map(str::to_owned),
+            };
+            given.map_or_else(|| text.clone(), |given| format!("{}\n\n{given}", text.trim_end()))
+        }
+        (Some(text), None) if text != "-" => text.to_owned(),
+        (None, None) if io::stdin().is_terminal() => {
+            let problem = "no prompt: write one after the model, or pipe it in; a chat needs a terminal to write to";
+            return Err(Usage(problem.to_owned()).into());
+        }
+        _ => standard_input().await?,
     };
     if text.trim().is_empty() {
         return Err(Usage("the prompt is empty".to_owned()).into());
@@ -82,9 +110,15 @@ async fn prompt(given: Option<&str>) -> anyhow::Result<String> {
     Ok(text)
 }
 
+async fn standard_input() -> anyhow::Result<String> {
+    tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()))
+        .await?
+        .context("read the prompt from standard input")
+}
+
 /// Path and body for the queen.
-fn request(args: &RunArgs, prompt: &str) -> (&'static str, Value) {
-    let mut body = json!({"model": args.model, "stream": true, "stream_options": {"include_usage": true}});
+fn request(args: &RunArgs, model: &str, prompt: &str) -> (&'static str, Value) {
+    let mut body = json!({"model": model, "stream": true, "stream_options": {"include_usage": true}});
     let path = if args.raw {
         body["prompt"] = prompt.into();
         "/v1/completions"
@@ -99,7 +133,6 @@ fn request(args: &RunArgs, prompt: &str) -> (&'static str, Value) {
     let max_tokens = args.max_tokens.or(args.raw.then_some(RAW_MAX_TOKENS));
     let options = [
         ("max_tokens", max_tokens.map(Value::from)),
-        // Through its own text, so that 0.7 is not sent as 0.699999988079071.
         ("temperature", args.temperature.map(short_number)),
         ("top_p", args.top_p.map(short_number)),
         ("seed", args.seed.map(Value::from)),
@@ -112,163 +145,48 @@ fn request(args: &RunArgs, prompt: &str) -> (&'static str, Value) {
     (path, body)
 }
 
-fn short_number(number: f32) -> Value {
+/// A number as it was written: 0.7 is not sent as 0.699999988079071.
+pub(crate) fn short_number(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// Adds what to do where the queen's error leaves it open.
-fn explain(error: api::Error, args: &RunArgs) -> anyhow::Error {
-    let no_chat = matches!(&error, api::Error::Refused { object, .. } if object.code.as_deref() == Some(NO_CHAT));
-    if no_chat && !args.raw {
-        let command = format!("rbee run {} --raw PROMPT", args.model);
-        return anyhow::Error::new(error)
-            .context(format!("{} cannot chat; continue a text with `{command}`", args.model));
-    }
-    error.into()
-}
-
-/// What has come so far.
-#[derive(Debug, Default)]
-struct Answer {
-    model: String,
-    text: String,
-    finish_reason: Option<String>,
-    usage: Option<Value>,
-}
-
-/// One `data:` line of either endpoint's stream, as far as it matters here.
-#[derive(Debug, Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    model: String,
-    #[serde(default)]
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Option<Value>,
-    #[serde(default)]
-    error: Option<ErrorObject>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
-}
-
-/// Reads the stream to its `[DONE]`.
-async fn read(queen: &Api, response: Response, answer: &mut Answer, screen: &mut Screen) -> anyhow::Result<()> {
-    let bytes = response
-        .bytes_stream()
-        .map(|item| item.map_err(|error| root_cause(&error)));
-    let mut events = std::pin::pin!(bytes.eventsource());
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => bail!("the answer broke off: {}", api::stream_fault(error)),
-        };
-        if event.data == "[DONE]" {
-            return Ok(());
+fn explain(error: anyhow::Error, args: &RunArgs, model: &str) -> anyhow::Error {
+    match refusal(&error) {
+        Some(NO_CHAT) if !args.raw => {
+            let command = format!("rbee run {model} --raw PROMPT");
+            error.context(format!("{model} cannot chat; continue a text with `{command}`"))
         }
-        let chunk: Chunk = serde_json::from_str(&event.data)
-            .map_err(|error| queen.garbled(format!("{error} in an event of the answer")))?;
-        if let Some(error) = chunk.error {
-            bail!("the answer broke off: {}", render::clean(&error.message));
-        }
-        if !chunk.model.is_empty() {
-            answer.model = chunk.model;
-        }
-        answer.usage = chunk.usage.or(answer.usage.take());
-        for choice in chunk.choices {
-            let text = choice
-                .delta
-                .and_then(|delta| delta.content)
-                .or(choice.text)
-                .unwrap_or_default();
-            screen.show(&text)?;
-            answer.text.push_str(&text);
-            answer.finish_reason = choice.finish_reason.or(answer.finish_reason.take());
-        }
-    }
-    bail!("the answer broke off before its end")
-}
-
-/// Standard output while an answer arrives: each part is shown at once.
-#[derive(Debug)]
-struct Screen {
-    /// Programs get one document at the end instead.
-    silent: bool,
-    /// A terminal obeys control characters, a file keeps them.
-    terminal: bool,
-    /// Whether the cursor stands behind a text without a line break.
-    open_line: bool,
-}
-
-impl Screen {
-    fn new(silent: bool) -> Self {
-        Self {
-            silent,
-            terminal: io::stdout().is_terminal(),
-            open_line: false,
-        }
-    }
-
-    fn show(&mut self, text: &str) -> io::Result<()> {
-        if self.silent || text.is_empty() {
-            return Ok(());
-        }
-        self.open_line = !text.ends_with('\n');
-        let mut out = io::stdout().lock();
-        match self.terminal {
-            true => out.write_all(render::clean_lines(text).as_bytes())?,
-            false => out.write_all(text.as_bytes())?,
-        }
-        out.flush()
-    }
-
-    /// Leaves the cursor at the start of a line.
-    fn end(&mut self) -> io::Result<()> {
-        match self.open_line {
-            true => render::print("\n"),
-            false => Ok(()),
-        }
+        Some(answer::CONTEXT_FULL) => error.context("the prompt does not fit the model's context"),
+        _ => error,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
-    use axum::routing::post;
+    use shared_contract::ErrorObject;
 
     use super::*;
-    use crate::api::Peer;
-    use crate::api::tests::{api, serve};
+    use crate::api::{self, Peer};
 
     fn args(raw: bool) -> RunArgs {
         RunArgs {
-            model: "m".into(),
+            model: Some("m".into()),
             prompt: None,
+            file: None,
             max_tokens: None,
             temperature: None,
             top_p: None,
             seed: None,
             system: None,
             raw,
+            no_history: false,
         }
     }
 
     #[test]
     fn a_request_has_only_what_was_given() {
-        let (path, body) = request(&args(false), "hi");
+        let (path, body) = request(&args(false), "m", "hi");
         assert_eq!(path, "/v1/chat/completions");
         assert_eq!(
             body,
@@ -282,7 +200,7 @@ mod tests {
             max_tokens: Some(5),
             ..args(false)
         };
-        let (_, body) = request(&given, "hi");
+        let (_, body) = request(&given, "m", "hi");
         assert_eq!(body["messages"][0], json!({"role": "system", "content": "be brief"}));
         assert_eq!(
             (&body["temperature"], &body["seed"], &body["max_tokens"]),
@@ -292,63 +210,11 @@ mod tests {
 
     #[test]
     fn a_continuation_is_bounded_even_if_nobody_said_so() {
-        let (path, body) = request(&args(true), "once");
+        let (path, body) = request(&args(true), "m", "once");
         assert_eq!(
             (path, &body["prompt"], &body["max_tokens"]),
             ("/v1/completions", &json!("once"), &json!(256))
         );
-    }
-
-    async fn answered(events: &'static str) -> (anyhow::Result<()>, Answer) {
-        let url = serve(Router::new().route("/", post(async move || events))).await;
-        let queen = api(Peer::OpenAi, &url);
-        let response = queen.post_open("/", &json!({})).await.unwrap();
-        let mut answer = Answer::default();
-        let mut screen = Screen {
-            silent: true,
-            terminal: false,
-            open_line: false,
-        };
-        let result = read(&queen, response, &mut answer, &mut screen).await;
-        (result, answer)
-    }
-
-    #[tokio::test]
-    async fn the_parts_of_a_chat_make_one_answer() {
-        let (result, answer) = answered(
-            "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
-             : keep-alive\n\n\
-             data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n\
-             data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"lo\"}}]}\n\n\
-             data: {\"model\":\"m\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n\
-             data: {\"model\":\"m\",\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\n\
-             data: [DONE]\n\n",
-        )
-        .await;
-        result.unwrap();
-        assert_eq!((answer.model.as_str(), answer.text.as_str()), ("m", "Hello"));
-        assert_eq!(answer.finish_reason.as_deref(), Some("stop"));
-        assert_eq!(answer.usage.unwrap()["total_tokens"], 3);
-    }
-
-    #[tokio::test]
-    async fn an_error_in_the_stream_is_an_error() {
-        let (result, answer) = answered(
-            "data: {\"choices\":[{\"text\":\"Hel\"}]}\n\n\
-             data: {\"error\":{\"message\":\"the worker is gone\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n",
-        )
-        .await;
-        assert_eq!(
-            result.unwrap_err().to_string(),
-            "the answer broke off: the worker is gone"
-        );
-        assert_eq!(answer.text, "Hel");
-    }
-
-    #[tokio::test]
-    async fn a_stream_without_its_end_is_an_error() {
-        let (result, _) = answered("data: {\"choices\":[{\"text\":\"Hel\"}]}\n\n").await;
-        assert!(result.unwrap_err().to_string().contains("broke off before its end"));
     }
 
     #[test]
@@ -364,7 +230,7 @@ mod tests {
             },
             retry_after_s: None,
         };
-        let text = format!("{:#}", explain(error, &args(false)));
+        let text = format!("{:#}", explain(error.into(), &args(false), "m"));
         assert!(text.contains("--raw") && text.contains("no chat template"), "{text}");
     }
 }

@@ -56,6 +56,7 @@ async fn without_a_queen_the_exit_status_is_3_and_the_remedy_is_named() {
         &["decisions"],
         &["serve", "m"],
         &["drain", "h"],
+        &["bench", "m"],
     ] {
         let output = finished(rbee(&[args, &["--queen-url", nobody]].concat())).await;
         assert_eq!(output.status.code(), Some(3), "{args:?}");
@@ -68,6 +69,14 @@ async fn without_a_queen_the_exit_status_is_3_and_the_remedy_is_named() {
     // Somebody who is no queen is another matter.
     let output = finished(rbee(&["ps", "--queen-url", &url])).await;
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn who_would_join_a_queen_that_is_not_there_is_told_what_may_keep_them_apart() {
+    let output = finished(rbee(&["join", "http://127.0.0.1:1"])).await;
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("--share") && said.contains("firewall"), "{said}");
 }
 
 #[tokio::test]
@@ -185,6 +194,51 @@ async fn the_prompt_comes_from_a_pipe_if_it_is_left_out() {
             .unwrap();
         assert_eq!(text(&output.stdout), "what is piped in\n");
     }
+}
+
+#[tokio::test]
+async fn a_file_comes_before_what_is_asked_about_it() {
+    let echo = async |body: Json<Value>| {
+        let prompt = &body["messages"][0]["content"];
+        format!(
+            "data: {}\n\ndata: [DONE]\n\n",
+            json!({"choices": [{"delta": {"content": prompt}}]})
+        )
+    };
+    let url = serve(Router::new().route("/v1/chat/completions", post(echo))).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("notes.txt");
+    std::fs::write(&file, "the notes\n").unwrap();
+    let file = file.to_str().unwrap();
+    let output = finished(rbee(&["run", "m", "Sum up.", "--file", file, "--queen-url", &url])).await;
+    assert_eq!(text(&output.stdout), "the notes\n\nSum up.\n");
+    let output = finished(rbee(&["run", "m", "--file", "/no/such", "--queen-url", &url])).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("read /no/such"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn without_a_model_the_command_line_is_not_valid_and_the_models_are_named() {
+    let list = Json(json!({"data": [{"id": "gemma3-270m"}, {"id": "qwen3-4b"}]}));
+    let url = serve(Router::new().route("/v1/models", get(async move || list))).await;
+    let output = finished(rbee(&["run", "--queen-url", &url])).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("gemma3-270m, qwen3-4b"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn top_without_a_queen_has_the_exit_status_3() {
+    let output = finished(rbee(&["top", "--queen-url", "http://127.0.0.1:1"])).await;
+    assert_eq!(output.status.code(), Some(3));
+    assert!(output.stdout.is_empty());
 }
 
 #[tokio::test]

@@ -1,22 +1,15 @@
 //! What `rbee up` says: lines for people, or JSON lines for programs.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
 use shared_contract::{ModelId, WorkerId};
 
-use super::children::Children;
 use super::plan::Plan;
 use crate::cli::{BaseUrl, Global, QUEEN_PORT};
-use crate::render;
-
-/// Says in one of two ways what happens.
-#[derive(Debug)]
-pub(crate) struct Report {
-    json: bool,
-}
+use crate::local::{Children, Say};
 
 /// The daemons run; they may not answer yet.
 #[derive(Debug, Serialize)]
@@ -34,6 +27,10 @@ pub(crate) struct Started {
 pub(crate) struct Ready {
     /// What OpenAI clients call the base URL.
     pub(crate) base_url: String,
+    /// Where a browser sees the fleet.
+    pub(crate) dashboard_url: String,
+    /// Where the secrets stand that other machines need, if they were made.
+    pub(crate) secrets_file: Option<String>,
     /// The model as clients name it.
     pub(crate) model: ModelId,
     /// Who serves it.
@@ -42,14 +39,6 @@ pub(crate) struct Ready {
     pub(crate) device: String,
     /// Whether it can chat, or only continue a text.
     pub(crate) chat: bool,
-}
-
-/// An event as a JSON line.
-#[derive(Debug, Serialize)]
-struct Event<'a, T> {
-    event: &'static str,
-    #[serde(flatten)]
-    data: &'a T,
 }
 
 impl Started {
@@ -61,78 +50,53 @@ impl Started {
             queen_pid: children.pid("queen"),
             hive_pid: children.pid("hive"),
             process_group: children.group(),
-            log_dir: plan.folder.display().to_string(),
+            log_dir: plan.launcher.folder().display().to_string(),
         }
+    }
+
+    /// Tells it.
+    pub(crate) fn tell(&self, say: Say) -> io::Result<()> {
+        say.event("started", self, || format!("logs: {}", self.log_dir))
     }
 }
 
-impl Report {
-    /// In JSON lines, or for people.
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+impl Ready {
+    /// Tells it.
+    pub(crate) fn tell(&self, say: Say, plan: &Plan, global: &Global) -> io::Result<()> {
+        say.event("ready", self, || {
+            let rbee = own_name();
+            let mut text = welcome(self, &plan.queen_url, global.api_key.is_some(), &rbee);
+            if let Some(url) = &plan.shared_url {
+                text.push_str(&invitation(url, plan.secrets_file.as_deref(), global));
+            }
+            text.push_str("\nCtrl-C stops it.\n");
+            text
+        })
     }
+}
 
-    /// Whether in JSON lines.
-    pub(crate) fn is_json(&self) -> bool {
-        self.json
-    }
-
-    /// The daemons run.
-    pub(crate) fn started(&self, started: &Started) -> io::Result<()> {
-        match self.json {
-            true => render::json_line(&Event {
-                event: "started",
-                data: started,
-            }),
-            false => render::print(&format!("logs: {}", started.log_dir)),
-        }
-    }
-
-    /// Requests can be sent.
-    pub(crate) fn ready(&self, ready: &Ready, plan: &Plan, global: &Global) -> io::Result<()> {
-        if self.json {
-            return render::json_line(&Event {
-                event: "ready",
-                data: ready,
-            });
-        }
-        let mut text = welcome(ready, &plan.queen_url, global.api_key.is_some(), &own_name());
-        if plan.queen.ip().is_unspecified() {
-            let host = nix::unistd::gethostname().unwrap_or_default();
-            let (host, port) = (host.to_string_lossy(), plan.queen.port());
-            text.push_str(&format!("\nFrom other machines: http://{host}:{port}/v1\n"));
-        }
-        text.push_str("\nCtrl-C stops it.\n");
-        render::print(&text)
-    }
-
-    /// The end has begun, by a signal or not.
-    pub(crate) fn stopping(&self, signalled: bool) {
-        if self.json {
-            self.event("stopping");
-        } else if signalled && io::stderr().is_terminal() {
-            // Behind the `^C` that the terminal shows.
-            render::note("");
-        }
-    }
-
-    /// No process is left.
-    pub(crate) fn stopped(&self) {
-        match self.json {
-            true => self.event("stopped"),
-            false => render::note("stopped"),
-        }
-    }
-
-    /// Whoever read this may be the reason for the end, so a failure to tell it is none.
-    fn event(&self, event: &'static str) {
-        let _ = render::json_line(&json!({"event": event}));
-    }
+/// What other machines need. Secrets that this command made are shown: nobody knows them yet.
+fn invitation(url: &BaseUrl, secrets_file: Option<&Path>, global: &Global) -> String {
+    let Some(file) = secrets_file else {
+        return format!("\nFrom other machines: {url}/v1\n");
+    };
+    let shown = |secret: &Option<daemon::Secret>| secret.as_ref().map_or("", daemon::Secret::expose).to_owned();
+    let (token, key) = (shown(&global.token), shown(&global.api_key));
+    format!(
+        "\nAnother GPU machine joins with:\n  \
+         RBEE_TOKEN={token} rbee join {url}\n\
+         \nClients on other machines:\n  \
+         export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n\
+         \nThese secrets are kept in {}.\n",
+        file.display()
+    )
 }
 
 fn welcome(ready: &Ready, queen_url: &BaseUrl, needs_key: bool, rbee: &str) -> String {
     let Ready {
         base_url,
+        dashboard_url,
+        secrets_file,
         model,
         device,
         ..
@@ -169,6 +133,10 @@ fn welcome(ready: &Ready, queen_url: &BaseUrl, needs_key: bool, rbee: &str) -> S
         true => String::new(),
         false => format!(" --queen-url {queen_url}"),
     };
+    // The keys that were made are not in anybody's environment yet.
+    let secrets = secrets_file
+        .as_ref()
+        .map_or_else(String::new, |file| format!("  export $(cat {})\n", quoted(file)));
     let open_ai_key = if needs_key { "\"$RBEE_API_KEY\"" } else { "unused" };
     let chat = if ready.chat {
         ""
@@ -178,9 +146,10 @@ fn welcome(ready: &Ready, queen_url: &BaseUrl, needs_key: bool, rbee: &str) -> S
     format!(
         "\n{model} is served on {device}{chat}.\n\
          \n\
-         Base URL: {base_url}\n\
+         Base URL:  {base_url}\n\
+         Dashboard: {dashboard_url}\n\
          \n\
-         Try it in another terminal:\n  \
+         Try it in another terminal:\n{secrets}  \
          curl {base_url}/{path}{key} -H 'content-type: application/json' -d {body}\n  \
          {rbee} run{queen}{raw} {} {}\n\
          \n\
@@ -225,6 +194,8 @@ mod tests {
     fn ready(chat: bool) -> Ready {
         Ready {
             base_url: "http://127.0.0.1:7833/v1".into(),
+            dashboard_url: "http://127.0.0.1:7833/".into(),
+            secrets_file: None,
             model: ModelId::new("m").unwrap(),
             worker_id: WorkerId::new("w").unwrap(),
             device: "cpu".into(),
@@ -254,10 +225,47 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pasted_has_the_secrets_that_were_made() {
+        let shared = Ready {
+            secrets_file: Some("/s/secrets.env".into()),
+            ..ready(true)
+        };
+        let text = welcome(&shared, &queen("http://127.0.0.1:7833"), true, "rbee");
+        assert!(
+            text.contains("terminal:\n  export $(cat /s/secrets.env)\n  curl"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn what_is_pasted_finds_another_port_and_the_key() {
         let text = welcome(&ready(true), &queen("http://127.0.0.1:9"), true, "rbee");
         assert!(text.contains("rbee run --queen-url http://127.0.0.1:9 m"), "{text}");
         assert!(text.contains(r#"-H "authorization: Bearer $RBEE_API_KEY""#), "{text}");
+    }
+
+    #[test]
+    fn another_machine_is_told_all_that_it_needs() {
+        let global = Global {
+            queen_url: queen("http://127.0.0.1:7833"),
+            token: Some("correct-horse".parse().unwrap()),
+            api_key: Some("battery-staple".parse().unwrap()),
+            json: false,
+        };
+        let url = queen("http://10.0.0.5:7833");
+        let text = invitation(&url, Some(Path::new("/s/secrets.env")), &global);
+        assert!(
+            text.contains("RBEE_TOKEN=correct-horse rbee join http://10.0.0.5:7833\n")
+                && text.contains("OPENAI_BASE_URL=http://10.0.0.5:7833/v1 OPENAI_API_KEY=battery-staple")
+                && text.contains("/s/secrets.env"),
+            "{text}"
+        );
+        // Secrets that the user has chosen are known to the user, and stay off the screen.
+        let text = invitation(&url, None, &global);
+        assert!(
+            !text.contains("correct-horse") && text.contains("http://10.0.0.5:7833/v1"),
+            "{text}"
+        );
     }
 
     #[test]
