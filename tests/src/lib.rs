@@ -2,7 +2,9 @@
 //!
 //! Must not know: the inside of any daemon. Scenarios see what a user sees: HTTP, processes, exit codes, files.
 
+pub mod browser;
 pub mod chats;
+pub mod clients;
 pub mod cluster;
 pub mod fake;
 pub mod gpu;
@@ -13,7 +15,9 @@ pub mod net;
 pub mod nvml;
 pub mod perplexity;
 pub mod process;
+pub mod promtool;
 pub mod sim;
+pub mod terminal;
 pub mod wire;
 
 pub use cluster::Cluster;

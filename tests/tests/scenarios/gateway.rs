@@ -270,18 +270,18 @@ async fn smollm2(more: &[&str]) -> (Cluster, Process) {
 async fn a_client_that_leaves_frees_the_slot_and_is_counted() {
     let (cluster, worker) = smollm2(&["--slots", "1"]).await;
     let endless = Endless::begin(&cluster.chat_url(), "Count.").await;
-    assert_eq!(http::metric(&worker.url(), "rbee_worker_running").await, 1.0);
+    assert_eq!(http::metric(&worker.url(), "rbee_worker_sequences_running").await, 1.0);
     let gone = http::metric(&cluster.url(), "rbee_clients_gone_total").await;
     drop(endless);
     eventually("the slot is free", async || {
-        (http::metric(&worker.url(), "rbee_worker_running").await == 0.0).then_some(())
+        (http::metric(&worker.url(), "rbee_worker_sequences_running").await == 0.0).then_some(())
     })
     .await;
     assert_eq!(
         http::metric(&cluster.url(), "rbee_clients_gone_total").await,
         gone + 1.0
     );
-    assert_eq!(http::metric(&cluster.url(), "rbee_inflight_requests").await, 0.0);
+    assert_eq!(http::metric(&cluster.url(), "rbee_requests_in_flight").await, 0.0);
     assert_eq!(cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
 }
 
