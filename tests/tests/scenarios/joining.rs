@@ -113,40 +113,26 @@ async fn one_machine_shares_itself_and_another_joins_it_with_what_was_shown() {
         .collect();
     assert_eq!(hosts.len(), 2, "{hosts:?}");
     let other = hosts.iter().find(|id| **id != joined["hive_id"]).unwrap();
-    let token = secrets["RBEE_TOKEN"].clone();
-    let (drain, chat) = (
-        format!("{queen}/v1/hives/{other}/drain"),
-        format!("{queen}/v1/chat/completions"),
-    );
-    let key = secrets["RBEE_API_KEY"].clone();
-    let answer = second
+    let mut rbee = first.command(Program::Rbee);
+    rbee.env("RBEE_TOKEN", &secrets["RBEE_TOKEN"])
+        .args(["drain", *other, "--queen-url", &queen]);
+    assert!(rbee.output().await.unwrap().status.success());
+    eventually("the first host is empty", async || {
+        let fleet = fleet(first.command(Program::Rbee), &queen, &secrets).await;
+        fleet["workers"].as_array().unwrap().is_empty().then_some(())
+    })
+    .await;
+    let (chat, key) = (format!("{queen}/v1/chat/completions"), secrets["RBEE_API_KEY"].clone());
+    let (keyless, answer) = second
         .run(async move {
-            let client = http::client();
-            let drained = client.post(drain).bearer_auth(token).send().await.unwrap();
-            assert!(drained.status().is_success(), "{drained:?}");
-            let unknown = client
-                .post(&chat)
-                .json(&chat_body(models::SMOLLM2, "hello"))
-                .send()
-                .await
-                .unwrap();
-            assert_eq!(unknown.status(), 401);
-            let request = client.post(&chat).bearer_auth(key);
-            let answer = request.json(&chat_body(models::SMOLLM2, "hello")).send().await.unwrap();
-            let hive = answer
-                .headers()
-                .get("x-rbee-hive")
-                .map(|hive| hive.to_str().unwrap().to_owned());
-            (answer.status(), hive)
+            let ask = || http::client().post(&chat).json(&chat_body(models::SMOLLM2, "hello"));
+            let keyless = ask().send().await.unwrap().status();
+            (keyless, ask().bearer_auth(key).send().await.unwrap())
         })
         .await;
-    assert_eq!(
-        answer,
-        (
-            reqwest::StatusCode::OK,
-            Some(joined["hive_id"].as_str().unwrap().to_owned())
-        )
-    );
+    assert_eq!(keyless, 401);
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-rbee-hive"], joined["hive_id"].as_str().unwrap());
 
     guest.signal(Signal::SIGINT);
     assert!(guest.ended().await.success(), "{}", guest.log());

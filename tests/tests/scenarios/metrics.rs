@@ -186,7 +186,7 @@ fn prometheus_takes_the_files_for_it_and_every_expression_of_the_dashboard() {
     let check = |args: &[&str]| {
         promtool
             .check(args, "")
-            .unwrap_or_else(|said| panic!("{args:?}: {said}"))
+            .unwrap_or_else(|said| panic!("{args:?}: {said}"));
     };
     let path = |file: PathBuf| file.to_str().unwrap().to_owned();
     check(&["check", "rules", &path(monitoring("alerts.yml"))]);

@@ -56,7 +56,7 @@ async fn a_seed_gives_the_same_answers_alone_and_while_seven_other_chats_run() {
     let chat_url = cluster.chat_url();
     let stories = (0..7).map(async |n| Endless::begin(&chat_url, &format!("Tell me story number {n}.")).await);
     let company = join_all(stories).await;
-    assert_eq!(metric(&worker, "running").await, 7.0);
+    assert_eq!(metric(&worker, "sequences_running").await, 7.0);
     let together = join_all(questions.iter().map(answer)).await;
     assert!(company.iter().all(Endless::goes_on), "the company has left");
     assert_eq!(together, alone);
@@ -126,7 +126,12 @@ async fn a_long_prompt_does_not_stall_an_answer_that_runs() {
 async fn a_client_that_leaves_frees_its_slot_and_its_memory_wherever_its_answer_stands() {
     let (cluster, worker) = Cluster::serving(models::SMOLLM2).await;
     let all_is_free = async || {
-        for name in ["running", "waiting", "kv_used_tokens", "kv_reserved_tokens"] {
+        for name in [
+            "sequences_running",
+            "requests_waiting",
+            "kv_used_tokens",
+            "kv_reserved_tokens",
+        ] {
             eventually(&format!("{name} is 0"), async || {
                 (metric(&worker, name).await == 0.0).then_some(())
             })
@@ -141,7 +146,7 @@ async fn a_client_that_leaves_frees_its_slot_and_its_memory_wherever_its_answer_
     };
 
     let story = Endless::begin(&cluster.chat_url(), "Tell me a long story.").await;
-    assert_eq!(metric(&worker, "running").await, 1.0);
+    assert_eq!(metric(&worker, "sequences_running").await, 1.0);
     assert!(metric(&worker, "kv_used_tokens").await > 0.0);
     drop(story);
     all_is_free().await;
@@ -155,7 +160,7 @@ async fn a_client_that_leaves_frees_its_slot_and_its_memory_wherever_its_answer_
         let chat_url = cluster.chat_url();
         async move { http::post(chat_url, &body).await }
     });
-    until("running", 4.0).await;
+    until("sequences_running", 4.0).await;
     reader.abort();
     all_is_free().await;
 
@@ -170,10 +175,10 @@ async fn a_client_that_leaves_frees_its_slot_and_its_memory_wherever_its_answer_
         );
         async move { http::post(chat_url, &body).await }
     });
-    until("waiting", 1.0).await;
+    until("requests_waiting", 1.0).await;
     reader.abort();
-    until("waiting", 0.0).await;
-    assert_eq!(metric(&worker, "running").await, 4.0);
+    until("requests_waiting", 0.0).await;
+    assert_eq!(metric(&worker, "sequences_running").await, 4.0);
     assert!(stories.iter().all(Endless::goes_on));
     drop(stories);
     all_is_free().await;

@@ -146,7 +146,7 @@ async fn stream(cluster: &Cluster, headers: &[(&str, &str)]) -> i64 {
     let usage = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let tokens = usage
         .filter_map(|chunk| chunk["usage"]["completion_tokens"].as_i64())
-        .last();
+        .next_back();
     tokens.expect("a usage")
 }
 
