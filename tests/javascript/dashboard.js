@@ -264,6 +264,9 @@ async function all_of_it_works_with_the_keyboard_alone(open) {
   await page.keyboard.press("Escape");
   await gone(dialog);
   await reach(page.getByRole("link", { name: `Chat ${SMOLLM2}` }), "Enter");
+  // Left to itself, a model may talk for a long time.
+  await reach(page.locator("summary").filter({ hasText: "Settings" }), "Enter");
+  await reach(page.getByLabel("Most tokens"), "8");
   await reach(page.getByRole("textbox", { name: "Message" }), "H");
   await page.keyboard.type("ello");
   await page.keyboard.press("Enter");
