@@ -21,6 +21,9 @@ const DEFAULT_RETENTION_MS: u64 = 600_000;
 /// The SSH configuration that is read unless another file is named.
 const USERS_SSH_CONFIG: &str = "~/.ssh/config";
 
+/// The variable by which clients get their key, so near to the queen's own that one is easily set for the other.
+const CLIENTS_KEY: &str = "RBEE_API_KEY";
+
 /// The queen: knows every worker of the fleet, and serves the OpenAI API with them.
 #[derive(Debug, Clone, Parser)]
 #[command(version = daemon::build::describe(&[] as &[&str]))]
@@ -212,13 +215,10 @@ impl TryFrom<Args> for Config {
             }
         }
         let address = SocketAddr::new(args.host, args.port);
-        let is_guarded = args.insecure || address.ip().is_loopback();
         mistakes.extend(daemon::auth::check_bind(address, args.token.is_some(), args.insecure).err());
-        if !is_guarded && api_keys.is_empty() {
-            mistakes.push(format!(
-                "{address} can be reached from other machines: set --api-key (or --api-key-file), or --insecure to let \
-                 everybody use the models"
-            ));
+        if api_keys.is_empty() && !args.insecure {
+            let is_key_set = std::env::var_os(CLIENTS_KEY).is_some_and(|key| !key.is_empty());
+            mistakes.extend(missing_keys(address, is_key_set));
         }
         let mut url = |flag: &str, text: &str| match base_url(text) {
             Ok(url) => Some(url),
@@ -297,6 +297,22 @@ impl TryFrom<Args> for Config {
             has_traces: args.common.otlp_endpoint.is_some(),
         })
     }
+}
+
+/// What is wrong with a queen without keys, whom nobody asked to be open. `is_key_set` tells of the clients' variable.
+fn missing_keys(address: SocketAddr, is_key_set: bool) -> Option<String> {
+    if is_key_set {
+        return Some(format!(
+            "{CLIENTS_KEY} is the key that clients send; the queen's keys are RBEE_API_KEYS (one, or several with commas), \
+             which is not set: set it, or --insecure to let everybody use the models"
+        ));
+    }
+    (!address.ip().is_loopback()).then(|| {
+        format!(
+            "{address} can be reached from other machines: set --api-key (or RBEE_API_KEYS, or --api-key-file), or \
+             --insecure to let everybody use the models"
+        )
+    })
 }
 
 /// Checks the address of a daemon; answers with it in the form that paths are appended to.

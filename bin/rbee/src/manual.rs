@@ -115,6 +115,10 @@ fn with_sections(page: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use shared_contract::variables;
+
     use super::*;
 
     fn script(shell: clap_complete::Shell) -> String {
@@ -135,6 +139,23 @@ mod tests {
                 assert!(script.contains(word), "{shell}: {word}");
             }
         }
+    }
+
+    /// Who adds a setting adds its variable to the list, or all programs would call it misspelt.
+    #[test]
+    fn the_list_of_variables_is_that_of_all_programs() {
+        fn read(command: &Command, into: &mut BTreeSet<String>) {
+            let names = command.get_arguments().filter_map(clap::Arg::get_env);
+            into.extend(names.map(|name| name.to_string_lossy().into_owned()));
+            command.get_subcommands().for_each(|command| read(command, into));
+        }
+        // Those that are no settings: a worker's kernels, who started it, and the Python that fetches models.
+        let mut names = BTreeSet::from(["RBEE_CPU_KERNELS", "RBEE_SUPERVISOR", "RBEE_PYTHON"].map(str::to_owned));
+        read(&whole(), &mut names);
+        assert!(
+            names.iter().map(String::as_str).eq(variables::ALL.iter().copied()),
+            "{names:#?}"
+        );
     }
 
     #[test]

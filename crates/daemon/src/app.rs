@@ -55,13 +55,20 @@ pub trait Daemon {
 
 /// Runs a daemon as this process. `program` is what its help calls it; `args` come without it.
 pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let unread = config::unread_variables();
     let args: D::Args = match config::load(program, args) {
         Ok(Loaded::Run(args)) => args,
         Ok(Loaded::Print(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
-        Err(error) => error.exit(),
+        Err(error) => {
+            // It may be the very setting that is missing.
+            for sentence in unread {
+                eprintln!("warning: {sentence}");
+            }
+            error.exit()
+        }
     };
     let common = args.as_ref();
     let (spans, export) = common
@@ -72,6 +79,9 @@ pub fn main<D: Daemon>(program: &str, args: impl IntoIterator<Item = OsString>) 
     if let Err(message) = crate::logs::init(&common.log, common.log_format, spans) {
         eprintln!("error: {message}");
         return ExitCode::from(2);
+    }
+    for sentence in unread {
+        tracing::warn!("{sentence}");
     }
     let announce = common.announce.clone();
     let config = match D::configure(args) {

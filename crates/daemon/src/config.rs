@@ -8,9 +8,13 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Parser};
+use shared_contract::variables;
 
 use crate::logs::LogFormat;
 use crate::traces::Collector;
+
+/// The part of their pairs of letters that two names must have in common for one to be taken for the other misspelt.
+const ALIKE: f64 = 0.5;
 
 /// Settings that all daemons have.
 #[derive(Debug, Clone, Args)]
@@ -97,6 +101,29 @@ pub fn load<A: Parser>(program: &str, args: impl IntoIterator<Item = OsString>) 
         return Ok(Loaded::Print(print(&command, &matches)));
     }
     Ok(Loaded::Run(A::from_arg_matches(&matches)?))
+}
+
+/// A sentence about each variable of the environment that begins like those of rbee and that none of its programs reads.
+/// Most are misspelt, and what they were to set is missing.
+pub fn unread_variables() -> Vec<String> {
+    unread(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()))
+}
+
+fn unread(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut strays: Vec<_> = names
+        .filter(|name| name.starts_with(variables::PREFIX) && !variables::ALL.contains(&name.as_str()))
+        .collect();
+    strays.sort();
+    let sentence = |stray: &String| {
+        let own = variables::PREFIX.len();
+        let alike = |known: &&str| strsim::sorensen_dice(&stray[own..], &known[own..]);
+        let nearest = variables::ALL.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+        let guess = nearest
+            .filter(|known| alike(known) >= ALIKE)
+            .map_or_else(String::new, |known| format!("; did you mean {known}?"));
+        format!("the variable {stray} has no effect, as no program of rbee reads it{guess}")
+    };
+    strays.iter().map(sentence).collect()
 }
 
 /// Takes the value out of an error about a secret, which is a setting whose variable is hidden in the help.
@@ -271,6 +298,32 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("many") && error.contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_that_no_program_reads_is_named_with_the_one_that_was_meant() {
+        let names = [
+            "RBEE_TOKN",
+            "RBEE_TOKEN",
+            "RBEE_HIVE_PORT",
+            "RBEE_MODELS_DIR",
+            "RBEE_QUEEN_TOKEN",
+            "RBEE_ZZZ",
+            "PATH",
+            "XRBEE_TOKN",
+        ];
+        let guess = |stray: &str, guess: &str| {
+            format!("the variable {stray} has no effect, as no program of rbee reads it{guess}")
+        };
+        assert_eq!(
+            unread(names.into_iter().map(str::to_owned)),
+            [
+                guess("RBEE_MODELS_DIR", "; did you mean RBEE_MODELS?"),
+                guess("RBEE_QUEEN_TOKEN", "; did you mean RBEE_TOKEN?"),
+                guess("RBEE_TOKN", "; did you mean RBEE_TOKEN?"),
+                guess("RBEE_ZZZ", ""),
+            ]
+        );
     }
 
     #[test]

@@ -48,6 +48,24 @@ fn an_open_address_needs_both_secrets_or_the_operators_word() {
 }
 
 #[test]
+fn a_key_under_the_clients_name_is_a_mistake_even_where_none_is_needed() {
+    let address = |host: &str| format!("{host}:7833").parse().unwrap();
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let mistake = missing_keys(address(host), true).unwrap();
+        assert!(
+            mistake.starts_with("RBEE_API_KEY is") && mistake.contains("RBEE_API_KEYS"),
+            "{mistake}"
+        );
+    }
+    assert_eq!(missing_keys(address("127.0.0.1"), false), None);
+    assert!(
+        missing_keys(address("0.0.0.0"), false)
+            .unwrap()
+            .contains("RBEE_API_KEYS")
+    );
+}
+
+#[test]
 fn the_hives_are_named_once_each_and_without_a_slash_at_the_end() {
     let config = configure(&["--hive", "http://a:7835/,https://b/rbee/", "--hive", "http://a:7835"]).unwrap();
     assert_eq!(config.hives, ["http://a:7835", "https://b/rbee"]);
