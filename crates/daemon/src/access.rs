@@ -28,9 +28,28 @@ pub trait Account: Send + Sync {
         false
     }
 
-    /// Whether the answer could not be finished, although its body may have come to an end: with an event that says so.
-    fn is_broken(&self) -> bool {
-        false
+    /// What became of an answer whose status and whose end do not show it, because an event of its body says so.
+    fn failure(&self) -> Option<Failure> {
+        None
+    }
+}
+
+/// How an answer failed that had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// There was never an answer: it was refused after its head had been sent.
+    Refused,
+    /// The answer could not be finished.
+    Broken,
+}
+
+/// The word of a line for how an answer ended.
+pub fn outcome(is_complete: bool, failure: Option<Failure>) -> &'static str {
+    match failure {
+        Some(Failure::Refused) => "refused",
+        Some(Failure::Broken) => "broken",
+        None if is_complete => "complete",
+        None => "aborted",
     }
 }
 
@@ -58,7 +77,8 @@ pub struct Line<'a> {
     pub duration_ms: f64,
     /// Bytes of the answer's body.
     pub bytes: u64,
-    /// `complete`; `aborted`: the client left before; `broken`: the answer could not be finished.
+    /// `complete`; `aborted`: the client left before; `refused`: the head was sent, and then an error in place of an answer;
+    /// `broken`: the answer could not be finished.
     pub outcome: &'static str,
     /// The request's id.
     pub request_id: &'a str,
@@ -173,21 +193,20 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let account = self.slot.0.get();
-        let is_complete = || account.is_some_and(|account| account.is_complete());
-        let is_broken = || account.is_some_and(|account| account.is_broken());
+        let (is_complete, failure) = match self.end {
+            Some(End::Broken) => (false, Some(Failure::Broken)),
+            end => (
+                end.is_some() || account.is_some_and(|account| account.is_complete()),
+                account.and_then(|account| account.failure()),
+            ),
+        };
         let line = Line {
             method: &self.method,
             path: self.uri.path(),
             status: self.status.map(|status| status.as_u16()),
             duration_ms: millis(self.began.elapsed()),
             bytes: self.bytes,
-            outcome: match self.end {
-                Some(End::Broken) => "broken",
-                _ if is_broken() => "broken",
-                Some(End::Complete) => "complete",
-                None if is_complete() => "complete",
-                None => "aborted",
-            },
+            outcome: outcome(is_complete, failure),
             request_id: self.id.to_str().unwrap_or_default(),
             peer: self.peer,
         };
@@ -265,7 +284,6 @@ impl HttpBody for Body {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use http_body_util::BodyExt;
@@ -274,15 +292,15 @@ mod tests {
 
     /// What the last line said.
     #[derive(Default)]
-    struct Said(Mutex<Option<(Option<u16>, u64, &'static str)>>, AtomicBool);
+    struct Said(Mutex<Option<(Option<u16>, u64, &'static str)>>, OnceLock<Failure>);
 
     impl Account for Said {
         fn write(&self, line: &Line<'_>) {
             *self.0.lock().unwrap() = Some((line.status, line.bytes, line.outcome));
         }
 
-        fn is_broken(&self) -> bool {
-            self.1.load(Ordering::Relaxed)
+        fn failure(&self) -> Option<Failure> {
+            self.1.get().copied()
         }
     }
 
@@ -364,21 +382,22 @@ mod tests {
         );
         assert_eq!(line(&said), (Some(200), 2, "broken"));
 
-        let (excused, said) = entry(Method::POST);
-        said.1.store(true, Ordering::Relaxed);
-        follow(excused, stream(&[Ok("ab"), Ok("an error event")]))
-            .collect()
-            .await
-            .unwrap();
-        assert_eq!(
-            line(&said),
-            (Some(200), 16, "broken"),
-            "a stream says itself that it is"
-        );
-
         let (early, said) = entry(Method::GET);
         drop(early);
         assert_eq!(line(&said), (None, 0, "aborted"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_whose_last_event_says_that_it_failed_is_not_complete() {
+        for (failure, outcome) in [(Failure::Refused, "refused"), (Failure::Broken, "broken")] {
+            let (failed, said) = entry(Method::POST);
+            said.1.set(failure).unwrap();
+            follow(failed, stream(&[Ok("ab"), Ok("an error event")]))
+                .collect()
+                .await
+                .unwrap();
+            assert_eq!(line(&said), (Some(200), 16, outcome));
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) struct History {
     state: JobState,
     /// What it is at, as a failure names it.
     step: String,
-    /// When the last event was progress: when it was told.
+    /// When the last event is progress without a message: when it was told.
     told: Option<Instant>,
     /// When it came to its end.
     ended: Option<Instant>,
@@ -107,24 +107,40 @@ impl History {
 
     /// Of the progress of one phase the last is kept, and the rest forgotten. `false` if it came too fast to be told.
     pub(crate) fn progress(&mut self, progress: JobProgress, now: Instant) -> bool {
-        progress.phase.clone_into(&mut self.step);
         let is_done = progress.total == Some(progress.done);
-        let last = self.events.back().and_then(|event| event.progress.as_ref());
-        if let (Some(last), Some(told)) = (last, self.told)
-            && last.phase == progress.phase
-        {
+        if let Some((last, told)) = self.outdated_by(&progress) {
             if *last == progress || (now.duration_since(told) < PROGRESS_PAUSE && !is_done) {
                 return false;
             }
-            // It has no message.
             self.events.pop_back();
         }
+        progress.phase.clone_into(&mut self.step);
         self.push(JobEvent {
             progress: Some(progress),
             ..blank()
         });
         self.told = Some(now);
         true
+    }
+
+    /// A message that stays, with the progress that it is.
+    pub(crate) fn piece(&mut self, message: String, progress: JobProgress) {
+        if self.outdated_by(&progress).is_some() {
+            self.events.pop_back();
+        }
+        progress.phase.clone_into(&mut self.step);
+        self.push(JobEvent {
+            message: Some(message),
+            progress: Some(progress),
+            ..blank()
+        });
+    }
+
+    /// The last event, and when it was told, if it is mere progress of the same phase.
+    fn outdated_by(&self, progress: &JobProgress) -> Option<(&JobProgress, Instant)> {
+        let told = self.told?;
+        let last = self.events.back()?.progress.as_ref()?;
+        (last.phase == progress.phase).then_some((last, told))
     }
 }
 

@@ -33,8 +33,9 @@ pub fn accepted<O: Order>(job: &Job<O>) -> (StatusCode, Json<JobAccepted>) {
     (StatusCode::ACCEPTED, Json(accepted))
 }
 
+/// All jobs, without the results of those that are over: each is shown with its job, and together they can be long.
 async fn list<O: Order>(State(jobs): State<Jobs<O>>) -> Json<JobList<O>> {
-    let jobs = jobs.list().iter().map(|job| job.status()).collect();
+    let jobs = jobs.list().iter().map(|job| job.status_without_result()).collect();
     Json(JobList { jobs })
 }
 

@@ -65,15 +65,28 @@ impl<O: Order> Job<O> {
 
     /// All of it, as it is shown.
     pub fn status(&self) -> JobStatus<O> {
-        let hive_id = self.hive_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let history = self.history.borrow();
+        self.status_with(self.history.borrow().last().cloned())
+    }
+
+    /// The same without what came of it.
+    pub(crate) fn status_without_result(&self) -> JobStatus<O> {
+        self.status_with(self.history.borrow().last().map(|event| JobEvent {
+            result: None,
+            message: event.message.clone(),
+            progress: event.progress.clone(),
+            error: event.error.clone(),
+            ..*event
+        }))
+    }
+
+    fn status_with(&self, last_event: Option<JobEvent>) -> JobStatus<O> {
         JobStatus {
             job_id: self.id.clone(),
             operation: self.order.clone(),
-            hive_id,
-            state: history.state(),
+            hive_id: self.hive_id.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            state: last_event.as_ref().map_or(JobState::Running, |event| event.state),
             created_at: self.created_at,
-            last_event: history.last().cloned(),
+            last_event,
         }
     }
 
@@ -104,6 +117,11 @@ impl<O: Order> Job<O> {
     pub fn progress(&self, progress: JobProgress) {
         let now = Instant::now();
         self.history.send_if_modified(|history| history.progress(progress, now));
+    }
+
+    /// Says a piece of what comes of it, and how far it is with that.
+    pub fn say_piece(&self, piece: String, progress: JobProgress) {
+        self.history.send_modify(|history| history.piece(piece, progress));
     }
 
     /// Asked for by `DELETE`, or when the daemon ends.

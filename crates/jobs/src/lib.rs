@@ -27,8 +27,6 @@ pub use job::Job;
 
 /// Jobs that may run at once.
 const RUNNING_LIMIT: usize = 64;
-/// Of these, jobs that follow a log: they end only with their worker, and must not keep others out.
-const FOLLOWING_LIMIT: usize = 16;
 /// Jobs that are over and are remembered; when there are more, the oldest are forgotten.
 const KEPT: usize = 256;
 /// Bytes that their histories may take together: those of logs can be long.
@@ -41,17 +39,32 @@ pub trait Order: Clone + fmt::Debug + Serialize + Send + Sync + 'static {
     /// The word by which the wire names it: the first step of the job.
     fn name(&self) -> &'static str;
 
-    /// Whether it follows a log.
-    fn follows(&self) -> bool;
+    /// The kind of jobs that it is one of, where there may be many of them.
+    fn crowd(&self) -> Option<Crowd>;
 }
+
+/// Jobs of which there may be many, and which must not keep others out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowd {
+    /// What they do, for people: `follow a log`.
+    pub does: &'static str,
+    /// How many of them may run at once.
+    pub limit: usize,
+}
+
+/// Jobs that follow a log: they end only with their worker.
+const FOLLOWERS: Crowd = Crowd {
+    does: "follow a log",
+    limit: 16,
+};
 
 impl Order for Operation {
     fn name(&self) -> &'static str {
         Self::name(self)
     }
 
-    fn follows(&self) -> bool {
-        matches!(self, Self::WorkerLogs { follow: true, .. })
+    fn crowd(&self) -> Option<Crowd> {
+        matches!(self, Self::WorkerLogs { follow: true, .. }).then_some(FOLLOWERS)
     }
 }
 
@@ -62,7 +75,7 @@ pub enum Failure {
     Cancelled,
     /// It failed; the error names the remedy, and the job adds the step.
     Error(ApiError),
-    /// The job of another daemon failed, of which this one is an image; its error is complete.
+    /// What this job is an image of failed: another daemon's job, or a request. Its error is complete.
     Told(ErrorObject),
 }
 
@@ -142,9 +155,11 @@ impl<O: Order> Jobs<O> {
             let message = format!("{RUNNING_LIMIT} jobs are running, which is the limit; wait for one or cancel it");
             return Err(ApiError::new(ErrorKind::RateLimited, message).retry_after(1));
         }
-        let is_following = |job: &Arc<Job<O>>| job.order().follows();
-        if is_following(job) && running().filter(|job| is_following(job)).count() >= FOLLOWING_LIMIT {
-            let message = format!("{FOLLOWING_LIMIT} jobs follow a log, which is the limit; wait for one or cancel it");
+        if let Some(crowd) = job.order().crowd()
+            && running().filter(|job| job.order().crowd() == Some(crowd)).count() >= crowd.limit
+        {
+            let Crowd { does, limit } = crowd;
+            let message = format!("{limit} jobs {does}, which is the limit; wait for one or cancel it");
             return Err(ApiError::new(ErrorKind::RateLimited, message).retry_after(1));
         }
         jobs.push_back(Arc::clone(job));

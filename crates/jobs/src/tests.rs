@@ -109,6 +109,30 @@ async fn the_progress_of_a_phase_leaves_one_event_and_fast_progress_is_thinned_o
     assert_eq!(phases, [("download".to_owned(), 1000), ("verify".to_owned(), 0)]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn pieces_stay_and_the_progress_between_two_of_them_does_not() {
+    let job = Job::new(Operation::ModelList {});
+    for number in 0..3 {
+        job.say_piece(number.to_string(), step("answer", 10 * number));
+        job.progress(step("answer", 10 * number + 5));
+        tokio::time::advance(PROGRESS_PAUSE).await;
+    }
+    let told = job
+        .history
+        .borrow()
+        .last()
+        .map(|event| (event.seq, event.message.clone()));
+    assert_eq!(told, Some((6, None)), "progress is told meanwhile");
+    job.end(Ok(Value::Null));
+    let told: Vec<_> = all(&job, None)
+        .await
+        .into_iter()
+        .filter_map(|event| Some((event.message, event.progress?.done)))
+        .collect();
+    let piece = |number: u64| Some(number.to_string());
+    assert_eq!(told, [(piece(0), 0), (piece(1), 10), (piece(2), 20), (None, 25)]);
+}
+
 #[tokio::test]
 async fn the_history_of_a_job_is_bounded_and_keeps_its_end() {
     let job = Job::new(Operation::ModelList {});
@@ -159,6 +183,23 @@ async fn one_job_too_many_is_refused_until_another_has_ended() {
     all(&first, None).await;
     start().unwrap();
     assert_eq!(jobs.list().len(), RUNNING_LIMIT + 1);
+}
+
+#[tokio::test]
+async fn jobs_of_which_there_may_be_many_do_not_keep_others_out() {
+    let jobs = none_yet();
+    let follow = || Operation::WorkerLogs {
+        worker_id: shared_contract::WorkerId::new("w").unwrap(),
+        lines: None,
+        follow: true,
+    };
+    for _ in 0..FOLLOWERS.limit {
+        jobs.start(follow(), hang).unwrap();
+    }
+    let refused = jobs.start(follow(), hang).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::RateLimited);
+    assert!(refused.to_string().contains("16 jobs follow a log"), "{refused}");
+    jobs.start(Operation::ModelList {}, hang).unwrap();
 }
 
 #[tokio::test]

@@ -35,10 +35,22 @@ pub struct Figures {
     pub output_tokens: Option<u64>,
     /// Whether the client has all of the answer.
     pub is_complete: bool,
-    /// Whether the answer broke off and nobody finished it. A stream then ends with an event that says so.
-    pub is_broken: bool,
+    /// How the answer failed after its head was sent, whose status does not show it. A stream then ends with an event that
+    /// says so.
+    pub failure: Option<Failure>,
+    /// The `code` of the error that the queen answered with, or that such an event tells, where there is one.
+    pub error_code: Option<String>,
     /// What the worker that answered said last before it was asked.
     report: Option<Arc<Report<WorkerHeartbeat>>>,
+}
+
+/// How an answer failed whose head was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It never began: a stream that waited was refused.
+    Refused,
+    /// It broke off, and nobody finished it.
+    Broken,
 }
 
 impl Figures {
@@ -82,9 +94,14 @@ impl Account {
         figures.report.clone_from(&receipt.report);
     }
 
-    /// Notes that its answer broke off, and that nobody will finish it.
-    pub(crate) fn broke(&self) {
-        self.lock().is_broken = true;
+    /// Notes that its answer failed after its head was sent.
+    pub(crate) fn failed(&self, failure: Failure) {
+        self.lock().failure = Some(failure);
+    }
+
+    /// Notes the code of the error that its client is told.
+    pub(crate) fn told(&self, code: Option<String>) {
+        self.lock().error_code = code;
     }
 
     /// Notes the end of its answer.

@@ -20,7 +20,7 @@ impl Endpoint {
     }
 
     /// Its path, the same at the workers.
-    pub(crate) fn path(self) -> &'static str {
+    pub fn path(self) -> &'static str {
         match self {
             Self::ChatCompletions => "/v1/chat/completions",
             Self::Completions => "/v1/completions",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use crate::account::Account;
+use crate::account::{Account, Failure};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::traffic::{Ended, Outcome};
 
@@ -62,15 +62,32 @@ impl Flight {
         self.model = Some(model);
     }
 
-    /// It was answered with this status, or would have been, had its stream not begun before.
+    /// It was answered with this status.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = Some(status);
+    }
+
+    /// It would have been answered with this status, had its stream not begun before.
+    pub(crate) fn refused(&mut self, status: u16) {
+        self.status = Some(status);
+        self.account.failed(Failure::Refused);
+    }
+
+    /// Its stream ended in the middle, by its client's own limit or request and no worker's fault: with an error of this status.
+    pub(crate) fn cut_short(&mut self, status: u16) {
+        self.status = Some(status);
+        self.account.failed(Failure::Broken);
+    }
+
+    /// Its client is told an error with this code.
+    pub(crate) fn told(&self, code: Option<String>) {
+        self.account.told(code);
     }
 
     /// Its answer broke off after the first byte, and nobody finished it.
     pub(crate) fn broke(&mut self) {
         self.has_broken = true;
-        self.account.broke();
+        self.account.failed(Failure::Broken);
         self.metrics.broken.inc();
     }
 
@@ -123,17 +140,19 @@ impl Flight {
     }
 
     fn outcome(&self) -> Outcome {
-        let is = |status: StatusCode| self.status == Some(status.as_u16());
+        const NO_ROOM: [StatusCode; 2] = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        let status = self.status.and_then(|status| StatusCode::from_u16(status).ok());
         if !self.has_landed {
             Outcome::ClientGone
         } else if self.has_broken {
             Outcome::Failed
-        } else if is(StatusCode::TOO_MANY_REQUESTS) || is(StatusCode::SERVICE_UNAVAILABLE) {
-            Outcome::Refused
-        } else if self.status.is_some_and(|status| status >= 500) {
-            Outcome::Failed
         } else {
-            Outcome::Answered
+            match status {
+                Some(status) if NO_ROOM.contains(&status) => Outcome::Refused,
+                Some(status) if status.is_client_error() => Outcome::Wrong,
+                Some(status) if status.is_server_error() => Outcome::Failed,
+                _ => Outcome::Answered,
+            }
         }
     }
 

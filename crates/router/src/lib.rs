@@ -51,7 +51,7 @@ use crate::refusal::Refused;
 use crate::traffic::Load;
 use crate::upstream::Upstream;
 
-pub use crate::account::{Account, Figures};
+pub use crate::account::{Account, Failure, Figures};
 pub use crate::endpoint::Endpoint;
 pub use crate::line::{Hold, Line};
 pub use crate::refusal::Refusal;
@@ -180,6 +180,7 @@ impl Router {
             Err(refusal) => {
                 let status = refusal.kind.status();
                 flight.answered(status);
+                flight.told(refusal.object().code);
                 flight.landed();
                 self.shared.metrics.requests(UNKNOWN_MODEL, status).inc();
                 return Err(refusal);
@@ -282,6 +283,7 @@ fn finish(
         Ok(landed) => Ok(relay::response(journey, landed, flight)),
         Err(Refused::Relayed(response)) => Ok(relay::refusal(&journey, *response, flight)),
         Err(Refused::Error(refusal)) => {
+            flight.told(refusal.object().code);
             flight.landed();
             Err(refusal)
         }

@@ -13,6 +13,7 @@ mod gateway;
 mod gpu_host;
 mod hive;
 mod hosts;
+mod infer;
 mod joining;
 mod metrics;
 mod migration;

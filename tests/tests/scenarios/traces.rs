@@ -245,7 +245,9 @@ async fn a_collector_that_is_not_there_costs_no_answer_and_the_log_says_so_once(
 /// The lines of a log in JSON.
 fn json_lines(process: &Process) -> Vec<Map<String, Value>> {
     let log = process.log();
-    let objects = log
+    // The last line may be half written.
+    let (whole, _) = log.rsplit_once('\n').unwrap_or_default();
+    let objects = whole
         .lines()
         .map(|line| serde_json::from_str::<Map<String, Value>>(line).unwrap_or_else(|error| panic!("{error}: {line}")));
     objects.collect()
@@ -334,6 +336,40 @@ async fn each_request_leaves_one_line_when_its_answer_has_ended() {
         let log = process.log();
         assert!(!log.contains(PROMPT) && !log.contains(secret), "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_waited_in_vain_leaves_a_line_that_says_so() {
+    let settings = [
+        "--heartbeat-interval-ms",
+        "1000",
+        "--log-format",
+        "json",
+        "--queue-timeout-ms",
+        "2000",
+    ];
+    let cluster = Cluster::with(settings).await;
+    let _worker = cluster.worker_with(SMOLLM2, &["--slots", "1"]).await;
+    cluster.until_ready(SMOLLM2, 1).await;
+    let _taken = Endless::begin(&cluster.chat_url(), PROMPT).await;
+    let refused = with(chat_body(SMOLLM2, "Hello"), &json!({"stream": true}));
+    let request = http::client().post(cluster.chat_url()).json(&refused);
+    let response = request.header("x-request-id", "in-vain").send().await.unwrap();
+    assert_eq!(response.status(), 200, "that it waits is said before");
+    assert!(response.text().await.unwrap().contains("no_capacity"));
+    let line = line_of(&cluster.queen, "in-vain").await;
+    for (name, value) in [
+        ("status", json!(200)),
+        ("outcome", json!("refused")),
+        ("code", json!("no_capacity")),
+        ("attempts", json!(0)),
+    ] {
+        assert_eq!(line[name], value, "{name} in {line:?}");
+    }
+    let metrics = http::client().get(format!("{}/metrics", cluster.url()));
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let counted = format!("rbee_requests_total{{model=\"{SMOLLM2}\",status=\"503\"}} 1");
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
 }
 
 #[tokio::test]

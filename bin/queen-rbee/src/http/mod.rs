@@ -29,6 +29,9 @@ use router::Endpoint;
 
 use crate::State;
 
+pub(crate) use access::JobLine;
+pub(crate) use openai::{invalid, refused};
+
 /// Largest body of a request to a model.
 const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// Largest heartbeat.
@@ -65,7 +68,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics));
-    of_fleet(state, fleet_guard, fleet_pages)
+    of_fleet(state, fleet_guard, fleet_pages, &model_guard)
         .merge(of_models(state, model_guard, model_pages))
         .merge(open)
         .merge(own_pages)
@@ -73,7 +76,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
 }
 
 /// What operators, their tools and the fleet's members call.
-fn of_fleet(state: &State, guard: Guard, pages: PageGuard) -> Router<Arc<State>> {
+fn of_fleet(state: &State, guard: Guard, pages: PageGuard, models: &Guard) -> Router<Arc<State>> {
     Router::new()
         .route("/v1/worker-heartbeat", post(heartbeats::worker))
         .route("/v1/hive-heartbeat", post(heartbeats::hive))
@@ -91,7 +94,7 @@ fn of_fleet(state: &State, guard: Guard, pages: PageGuard) -> Router<Arc<State>>
             get(stated::list).post(stated::serve).delete(stated::unserve),
         )
         .route("/v1/hives/{id}/drain", post(stated::drain).delete(stated::undrain))
-        .route("/v1/jobs", post(jobs::create))
+        .route("/v1/jobs", jobs::create(models))
         .merge(::jobs::http::routes(state.jobs.clone()))
         .layer(DefaultBodyLimit::max(MAX_HEARTBEAT_BYTES))
         .route_layer(from_fn_with_state(guard, auth::require))

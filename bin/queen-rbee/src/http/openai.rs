@@ -8,9 +8,10 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, post};
 use daemon::extract::json_request;
 use daemon::{ApiError, Guard, Json, PageGuard};
-use openai_api::Object;
+use openai_api::{InvalidRequest, Object};
 use router::{Endpoint, Refusal};
 use serde::Serialize;
+use shared_contract::ErrorKind;
 
 use super::MAX_REQUEST_BYTES;
 use super::access::account_of;
@@ -67,8 +68,17 @@ async fn relay(state: &State, endpoint: Endpoint, request: Request) -> Result<Re
     }
 }
 
+/// A mistake of a request as the queen answers it.
+pub(crate) fn invalid(mistake: InvalidRequest) -> ApiError {
+    let error = ApiError::new(ErrorKind::InvalidRequest, mistake.message).with_code(mistake.code.as_str());
+    match mistake.param {
+        Some(param) => error.with_param(param),
+        None => error,
+    }
+}
+
 /// The router's refusal as the queen answers it.
-pub(super) fn refused(refusal: Refusal) -> ApiError {
+pub(crate) fn refused(refusal: Refusal) -> ApiError {
     let mut error = ApiError::new(refusal.kind, refusal.message);
     if let Some(param) = refusal.param {
         error = error.with_param(param);

@@ -2,12 +2,14 @@
 //!
 //! Who does it is found before a job is accepted (`plan`), as far as that needs no decision; a worker or a file that may be
 //! anywhere is placed by the supply. A hive's own job does the work: the queen's is its image, tells the same events, and
-//! cancels it when she is asked to cancel.
+//! cancels it when she is asked to cancel. An answer (`infer`) is made by whichever worker the router finds.
 
+mod infer;
 mod plan;
 mod request;
 mod whole;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +19,7 @@ use jobs::Failure;
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, HiveId};
 
+pub use infer::Infer;
 pub use request::{JobRequest, OwnOperation, QueenOperation};
 
 use self::plan::Plan;
@@ -28,15 +31,20 @@ pub(crate) type Job = jobs::Job<QueenOperation>;
 /// All of them.
 pub(crate) type Jobs = jobs::Jobs<QueenOperation>;
 
-/// Starts what is asked for, if somebody is there who can do it.
-pub(crate) fn start(state: &Arc<State>, request: JobRequest) -> Result<Arc<Job>, ApiError> {
+/// Starts what `peer` asks for, if somebody is there who can do it.
+pub(crate) fn start(state: &Arc<State>, request: JobRequest, peer: SocketAddr) -> Result<Arc<Job>, ApiError> {
     let plan = plan::plan(state, &request, Instant::now())?;
     let theirs = Arc::clone(state);
-    state.jobs.start(request.operation, |job| perform(theirs, plan, job))
+    let shown = request.operation.shown();
+    state.jobs.start(shown, |job| perform(theirs, plan, peer, job))
 }
 
 /// Does it.
-async fn perform(state: Arc<State>, plan: Plan, job: Arc<Job>) -> Result<Value, Failure> {
+async fn perform(state: Arc<State>, plan: Plan, peer: SocketAddr, job: Arc<Job>) -> Result<Value, Failure> {
+    let at_end = match plan {
+        Plan::Infer(_) => "the queen ends, and the answer with her; ask again once she is back",
+        _ => "the queen ends; what a hive has begun for this goes on there",
+    };
     let work = async {
         match plan {
             Plan::Hive { hive, api, operation } => at_hive(hive, &api, &operation, &job).await,
@@ -61,15 +69,21 @@ async fn perform(state: Arc<State>, plan: Plan, job: Arc<Job>) -> Result<Value, 
                 let models = models::list(&state.supply, state.started_unix_s);
                 Ok(json!({"queen": changes::queen_beat(&state, now), "models": models}))
             }
+            Plan::Infer(question) => question.answer(&state.router, peer, &job).await,
         }
     };
     tokio::select! {
-        result = work => result,
-        () = state.shutdown.requested() => {
-            let message = "the queen ends; what a hive has begun for this goes on there";
-            Err(ApiError::new(ErrorKind::Draining, message).into())
-        }
+        result = work => result.map(|result| of_hive(result, &job)),
+        () = state.shutdown.requested() => Err(ApiError::new(ErrorKind::Draining, at_end).into()),
     }
+}
+
+/// A result with the hive that it is of, where that is one.
+fn of_hive(mut result: Value, job: &Job) -> Value {
+    if let (Value::Object(fields), Some(hive)) = (&mut result, job.status().hive_id) {
+        fields.insert("hive_id".to_owned(), json!(hive));
+    }
+    result
 }
 
 /// Has one hive do it.

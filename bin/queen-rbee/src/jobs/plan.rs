@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use daemon::ApiError;
-use heartbeat_registry::Liveness;
+use heartbeat_registry::{Liveness, MemberView};
 use hive_contract::{DeviceKind, Operation};
 use serde_json::{Value, json};
 use shared_contract::{ErrorKind, HiveId, ModelId, WorkerId};
+use worker_contract::WorkerHeartbeat;
 
+use super::infer::Question;
 use super::request::{JobRequest, OwnOperation, QueenOperation};
 use crate::State;
-use crate::supply::{Errand, HiveApi, HostNow};
+use crate::supply::{BY_HIVE, Errand, HiveApi, HostNow};
 
 /// An operation, and who does it.
 pub(super) enum Plan {
@@ -28,9 +30,9 @@ pub(super) enum Plan {
     },
     /// The hive that the supply decides for.
     Spawn { model: ModelId, errand: Box<Errand> },
-    /// The hive on which the model would be started.
+    /// The one of several hives on which the model would be started.
     Pull { model: ModelId, errand: Box<Errand> },
-    /// The queen, by what she knows of a worker that no hive has started.
+    /// The queen, by what she knows of a worker that no hive looks after.
     Show { worker: Value },
     /// Such a worker itself.
     EndAlone {
@@ -40,12 +42,17 @@ pub(super) enum Plan {
     },
     /// The queen.
     Status,
+    /// Whichever worker the router finds.
+    Infer(Question),
 }
 
 /// Finds out who does it.
 pub(super) fn plan(state: &State, request: &JobRequest, now: Instant) -> Result<Plan, ApiError> {
     let operation = match &request.operation {
         QueenOperation::Own(OwnOperation::Status {}) => return Ok(Plan::Status),
+        QueenOperation::Own(OwnOperation::Infer(infer)) => {
+            return Question::new(state, infer, request.hive_id.as_ref()).map(Plan::Infer);
+        }
         QueenOperation::Hive(operation) => operation,
     };
     let fleet = Fleet {
@@ -115,6 +122,9 @@ impl Fleet<'_> {
             Operation::ModelGet { model, .. } | Operation::ModelDelete { model } => self.of_file(model, operation),
             Operation::WorkerList {} | Operation::ModelList {} | Operation::DeviceList {} => Ok(self.all(operation)),
             Operation::ModelPull { model } => {
+                if let Some(only) = self.only_host() {
+                    return self.by(only, operation.clone());
+                }
                 let (model, reference) = self.state.supply.named(model)?;
                 let errand = Errand {
                     reference,
@@ -166,51 +176,70 @@ impl Fleet<'_> {
         }
     }
 
-    /// The hive of a worker does it.
+    /// The hive that looks after a worker does it; where none does, the worker itself.
     fn of_worker(&self, worker: &WorkerId, operation: &Operation) -> Result<Plan, ApiError> {
-        let view = self.state.workers.view(worker, self.now);
-        let named = view.as_ref().and_then(|view| view.item().worker.hive_id.clone());
         let mut hosts = self.hosts.iter();
-        let host = hosts.find(|host| host.has(worker) || Some(&host.id) == named.as_ref());
-        if let Some(host) = host {
+        // One that was killed cannot be asked, and started again it does not know the workers that outlived it.
+        let keeper = hosts.find(|host| host.liveness == Liveness::Online && host.has(worker));
+        if let Some(host) = keeper {
             return self.by(host, operation.clone());
         }
-        let Some(view) = view else {
-            // One that has ended is known to its hive for a while.
-            return match self.hosts.as_slice() {
-                [only] => self.by(only, operation.clone()),
-                _ => Err(self.no_worker(worker)),
-            };
-        };
-        let base_url = view.address().base_url().to_owned();
-        let worker = worker.clone();
-        match operation {
-            Operation::WorkerStop { grace_s, .. } => Ok(Plan::EndAlone {
-                worker,
-                base_url,
-                grace_s: *grace_s,
-            }),
-            Operation::WorkerDrain { .. } => Ok(Plan::EndAlone {
-                worker,
-                base_url,
-                grace_s: Some(worker_contract::MAX_GRACE_S),
-            }),
-            Operation::WorkerLogs { .. } => {
-                let message = format!(
-                    "no hive has started worker `{worker}`, so that nobody here has its log; look at where it was started"
-                );
-                Err(ApiError::invalid("worker_id", message))
+        match self.state.workers.view(worker, self.now) {
+            Some(view) => self.unkept(worker, &view, operation),
+            None => {
+                let teller = self.hosts.iter().find(|host| host.has(worker));
+                // One that has ended is known to its hive for a while.
+                let host = teller.or_else(|| self.only_host());
+                host.map_or_else(|| Err(self.no_worker(worker)), |host| self.by(host, operation.clone()))
             }
-            _ => Ok(Plan::Show {
-                worker: json!(self.state.worker(&view, self.now)),
-            }),
         }
+    }
+
+    /// What can be done for a worker that no hive looks after now. Told to end, it is not started again: where its hive is
+    /// there after all, that takes an orderly end for what it is.
+    fn unkept(
+        &self,
+        worker: &WorkerId,
+        view: &MemberView<WorkerHeartbeat>,
+        operation: &Operation,
+    ) -> Result<Plan, ApiError> {
+        let grace_s = match operation {
+            Operation::WorkerStop { grace_s, .. } => *grace_s,
+            Operation::WorkerDrain { .. } => Some(worker_contract::MAX_GRACE_S),
+            Operation::WorkerLogs { .. } => return self.log_of_unkept(worker, view, operation),
+            _ => {
+                return Ok(Plan::Show {
+                    worker: json!(self.state.worker(view, self.now)),
+                });
+            }
+        };
+        Ok(Plan::EndAlone {
+            worker: worker.clone(),
+            base_url: view.address().base_url().to_owned(),
+            grace_s,
+        })
+    }
+
+    /// Its log lies where it was started.
+    fn log_of_unkept(
+        &self,
+        worker: &WorkerId,
+        view: &MemberView<WorkerHeartbeat>,
+        operation: &Operation,
+    ) -> Result<Plan, ApiError> {
+        let Some(hive) = &view.item().worker.hive_id else {
+            let message = format!(
+                "no hive has started worker `{worker}`, so that nobody here has its log; look at where it was started"
+            );
+            return Err(ApiError::invalid("worker_id", message));
+        };
+        self.at(hive, operation)
     }
 
     fn no_worker(&self, worker: &WorkerId) -> ApiError {
         let message = format!(
-            "there is no worker `{worker}`; `GET /v1/workers` lists those there are. If it has ended, `hive_id` names the \
-             hive that had it: {}",
+            "there is no worker `{worker}`; `GET /v1/workers` or `rbee ps` lists those there are. If it has ended, name the \
+             hive that had it by {BY_HIVE}: {}",
             self.names()
         );
         ApiError::new(ErrorKind::NotFound, message).with_param("worker_id")
@@ -224,7 +253,11 @@ impl Fleet<'_> {
             let mut entries = capabilities.flat_map(|it| &it.models);
             entries.any(|entry| entry.reference == model || meant.contains(&entry.id))
         };
-        let holders: Vec<&HostNow> = self.hosts.iter().filter(has_it).collect();
+        let mut holders: Vec<&HostNow> = self.hosts.iter().filter(has_it).collect();
+        if holders.is_empty() {
+            // It knows best: what it has told of may be old.
+            holders.extend(self.only_host());
+        }
         match holders.as_slice() {
             [only] => self.by(only, operation.clone()),
             [] => {
@@ -236,11 +269,19 @@ impl Fleet<'_> {
             }
             several => {
                 let message = format!(
-                    "several hives have model `{model}`: say which one is meant with `hive_id`: {}",
+                    "several hives have model `{model}`: name the one that is meant by {BY_HIVE}: {}",
                     listed(several.iter().map(|host| host.id.as_str()))
                 );
                 Err(ApiError::invalid("hive_id", message))
             }
+        }
+    }
+
+    /// The hive, if there is no other one.
+    fn only_host(&self) -> Option<&HostNow> {
+        match self.hosts.as_slice() {
+            [only] => Some(only),
+            _ => None,
         }
     }
 

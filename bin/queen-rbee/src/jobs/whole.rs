@@ -52,7 +52,7 @@ pub(super) async fn at_all(
     }
 }
 
-/// Ends a worker that no hive has started, by its own word: it answers what it has, and ends.
+/// Ends a worker that no hive looks after, by its own word: it answers what it has, and ends.
 pub(super) async fn end_alone(
     state: &State,
     worker: &WorkerId,
@@ -91,7 +91,7 @@ async fn ask_to_drain(state: &State, base_url: &str, grace_s: Option<u64>) -> Re
         .send()
         .await;
     let fail = |why: String| {
-        let message = format!("have the worker drain, which no hive has started: {why}");
+        let message = format!("have the worker drain, which no hive looks after now: {why}");
         ApiError::new(ErrorKind::UpstreamFailed, message)
     };
     match sent {

@@ -60,6 +60,8 @@ use crate::timeline::Timeline;
 const MAX_NAMES: usize = 20;
 /// and letters of the one that was asked for.
 const MAX_NAME: usize = 256;
+/// How whoever asks for a job says which hive is to do it, over HTTP and on the command line.
+pub(crate) const BY_HIVE: &str = "`hive_id` (`rbee`: `--hive`)";
 /// Why no worker is brought up where nobody could, and what helps.
 const NO_HIVE: &str = "no host is there that could start one; start a hive with `rbee up`, or with `rbee hive --queen-url` on another machine";
 

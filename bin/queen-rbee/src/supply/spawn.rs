@@ -10,11 +10,11 @@ use scheduler::decide;
 use serde_json::Value;
 use shared_contract::{ErrorKind, HiveId, ModelId};
 
-use super::Service;
 use super::errand::Errand;
 use super::hive::HiveApi;
 use super::load::{Unmet, refusal};
 use super::present::PlainWish;
+use super::{BY_HIVE, Service};
 use crate::jobs::Job;
 
 /// A hive that is to fetch a model's file.
@@ -48,7 +48,7 @@ impl Service {
     pub(crate) fn fetcher(&self, model: &ModelId, errand: &Errand, now: Instant) -> Result<Fetcher, ApiError> {
         let hosts = self.hosts(now);
         let fail = |why: String| {
-            let message = format!("{why}; `hive_id` names the hive that is to fetch it anyway");
+            let message = format!("{why}; name the hive that is to fetch it anyway by {BY_HIVE}");
             ApiError::new(ErrorKind::NoCapacity, message)
         };
         let known = self

@@ -10,7 +10,7 @@ use crate::fake_hive::{FakeHive, WORKER_MB};
 use crate::support::{Queen, Reader, Worker, hive_beat, plain, with, within};
 
 /// Starts a job.
-async fn started(queen: &Queen, order: Value) -> JobAccepted {
+pub(crate) async fn started(queen: &Queen, order: Value) -> JobAccepted {
     let response = queen.post("/v1/jobs", &order).send().await.unwrap();
     let (status, text) = (response.status(), response.text().await.unwrap());
     assert_eq!(status, 202, "{order}: {text}");
@@ -18,7 +18,7 @@ async fn started(queen: &Queen, order: Value) -> JobAccepted {
 }
 
 /// All events of a job, to its end.
-async fn followed(queen: &Queen, job: &JobAccepted) -> Vec<JobEvent> {
+pub(crate) async fn followed(queen: &Queen, job: &JobAccepted) -> Vec<JobEvent> {
     let stream = queen.get(&job.stream_url).send().await.unwrap();
     assert_eq!(stream.status(), 200);
     let text = within("the end of the job", stream.text()).await.unwrap();
@@ -69,7 +69,8 @@ async fn a_file_is_fetched_where_its_model_would_be_started_and_its_progress_is_
     );
     assert_eq!(
         events.last().unwrap().result,
-        Some(json!({"id": "smollm2-135m-instruct"}))
+        Some(json!({"id": "smollm2-135m-instruct", "hive_id": "h2"})),
+        "with the hive that has it now"
     );
     assert_eq!(events, followed(&queen, &job).await, "a late reader gets the same");
     assert_eq!((small.asked().len(), large.asked().len()), (0, 1));
@@ -177,7 +178,8 @@ async fn a_worker_is_started_where_the_queen_decides_and_that_is_on_record() {
     let spawn = json!({"operation": "worker_spawn", "model": "a", "slots": 2, "keep_alive_s": 7});
     let job = started(&queen, spawn).await;
     let last = followed(&queen, &job).await.pop().unwrap();
-    assert_eq!(last.result, Some(json!({"worker_id": "h2-w1"})), "{last:?}");
+    let expected = json!({"worker_id": "h2-w1", "hive_id": "h2"});
+    assert_eq!(last.result, Some(expected), "{last:?}");
     assert_eq!(status(&queen, &job).await.hive_id.unwrap().as_str(), "h2");
     let [
         Operation::WorkerSpawn {
@@ -280,6 +282,57 @@ async fn a_worker_that_no_hive_has_started_is_ended_by_its_own_word_and_has_no_l
         .await;
     let last = followed(&queen, &job).await.pop().unwrap();
     assert_eq!(last.result, Some(json!({"worker_id": "w", "how": "drained"})));
+}
+
+#[tokio::test]
+async fn a_worker_that_its_hive_does_not_look_after_any_more_is_ended_by_its_own_word() {
+    let queen = Queen::start(Config::default()).await;
+    // One was started again, and does not know the worker that outlived it; the other one cannot be asked.
+    let forgetful = FakeHive::start(&queen, "forgetful", WORKER_MB).await;
+    let process = json!([{"pid": 1, "group": "llm-worker", "instance": "1", "cpu_pct": 0.0, "rss_mb": 0, "io_r_mb_s": 0.0,
+        "io_w_mb_s": 0.0, "uptime_s": 0, "model": "m", "state": "running", "worker_id": "of-mute", "device": "cpu"}]);
+    let mute = with(hive_beat("mute"), "/hive/port", crate::support::closed_port().await);
+    queen.hive_beat(&with(mute, "/workers", process)).await;
+    within("that one cannot be asked", async {
+        while queen.fleet().await.hives[1].liveness != queen_rbee::fleet::Liveness::Unreachable {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for hive in ["forgetful", "mute"] {
+        let (mut worker, id) = (Worker::start().await, format!("of-{hive}"));
+        let beat = with(worker.beat(&id), "/worker/hive_id", hive);
+        queen.worker_beat(&beat).await;
+        let shown = result(&queen, json!({"operation": "worker_get", "worker_id": id})).await;
+        assert_eq!(shown["hive_id"], hive);
+        let job = started(&queen, json!({"operation": "worker_drain", "worker_id": id})).await;
+        let asked = worker.next().await;
+        assert_eq!(asked.head.uri.path(), "/v1/drain");
+        asked.answer(plain(202, "{\"status\": \"draining\"}"));
+        queen.worker_beat(&with(beat, "/worker/status", "stopped")).await;
+        let last = followed(&queen, &job).await.pop().unwrap();
+        assert_eq!(last.result, Some(json!({"worker_id": id, "how": "drained"})));
+    }
+    assert_eq!(forgetful.asked(), []);
+}
+
+#[tokio::test]
+async fn a_single_hive_is_asked_for_any_file_as_there_is_nothing_to_choose() {
+    let queen = Queen::start(Config::default()).await;
+    let _hive = FakeHive::start(&queen, "h", 0).await;
+    let pulled = result(
+        &queen,
+        json!({"operation": "model_pull", "model": "of-its-own-catalogue"}),
+    )
+    .await;
+    assert_eq!(pulled, json!({"id": "of-its-own-catalogue", "hive_id": "h"}));
+    // It may have the file by now without having told so.
+    let last = done(
+        &queen,
+        json!({"operation": "model_delete", "model": "of-its-own-catalogue"}),
+    )
+    .await;
+    assert!(last.error.unwrap().message.contains("is in use"), "as it says itself");
 }
 
 #[tokio::test]

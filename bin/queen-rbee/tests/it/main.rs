@@ -7,6 +7,7 @@ mod dialects;
 mod fake_hive;
 mod fleet;
 mod heartbeats;
+mod infer;
 mod jobs;
 mod line;
 mod members;

@@ -6,6 +6,8 @@ use openai_api::sse;
 use serde_json::Value;
 use shared_contract::{ErrorBody, ErrorKind, ErrorObject};
 
+use super::events;
+
 /// Longest refusal that is read.
 const MAX_BYTES: usize = 64 << 10;
 
@@ -39,6 +41,18 @@ impl Explanation {
                 error(ErrorKind::UpstreamFailed.object(message, None))
             }
         }
+    }
+}
+
+/// The code of the error that an event tells, where it has one.
+pub(super) fn code(event: &[u8]) -> Option<String> {
+    let data = &event[events::fields(event).data?];
+    let body: Value = serde_json::from_slice(data).ok()?;
+    match &body["error"]["code"] {
+        Value::String(code) => Some(code.clone()),
+        // Some servers give the status.
+        Value::Number(code) => Some(code.to_string()),
+        _ => None,
     }
 }
 

@@ -217,8 +217,7 @@ impl<L: Legs> Stream<L> {
             }
         }
         let event = explanation.event();
-        self.land();
-        Poll::Ready(event)
+        Poll::Ready(self.end_with(event))
     }
 
     /// A worker answers.
@@ -242,7 +241,7 @@ impl<L: Legs> Stream<L> {
                 }
                 (_, lost) => lost,
             };
-            self.answered(head.status.as_u16(), lost.is_some());
+            self.refused(head.status.as_u16(), lost.is_some());
             self.state = State::Explaining {
                 explanation: Explanation::of(head.status, first.as_ref()),
                 rest,
@@ -254,7 +253,9 @@ impl<L: Legs> Stream<L> {
         match way {
             None => {
                 self.body = legs.body().clone();
-                self.answered(head.status.as_u16(), false);
+                if let Some(flight) = &mut self.flight {
+                    flight.answered(head.status.as_u16());
+                }
             }
             Some(way) => {
                 self.pass.next_leg(way);
@@ -282,12 +283,11 @@ impl<L: Legs> Stream<L> {
                 self.go_on(legs, lost, Some((way, why)))
             }
             (NoAnswer::Error(status, error), _, lost) => {
-                self.answered(status, lost.is_some());
-                self.land();
-                explain::error(error)
+                self.refused(status, lost.is_some());
+                self.end_with(explain::error(error))
             }
             (NoAnswer::Relayed(status, rest), _, lost) => {
-                self.answered(status.as_u16(), lost.is_some());
+                self.refused(status.as_u16(), lost.is_some());
                 self.state = State::Explaining {
                     explanation: Explanation::of(status, None),
                     rest,
@@ -302,9 +302,12 @@ impl<L: Legs> Stream<L> {
     /// The worker says that it cannot go on, behind the data that is still to be passed on.
     fn failed(&mut self, data: Bytes, event: Bytes, is_final: bool) -> Bytes {
         let last = if is_final {
-            self.answered(ErrorKind::InvalidRequest.status(), false);
-            self.land();
-            event
+            let (status, has_text) = (ErrorKind::InvalidRequest.status(), self.pass.story().spent() > 0);
+            match &mut self.flight {
+                Some(flight) if has_text => flight.cut_short(status),
+                _ => self.refused(status, false),
+            }
+            self.end_with(event)
         } else {
             self.lost(Lost::Failed(event))
         };
@@ -411,14 +414,16 @@ impl<L: Legs> Stream<L> {
         let message = "the answer was not complete within the time that `X-Request-Timeout-Ms` allows; allow more, or ask \
                        for fewer tokens";
         let kind = ErrorKind::UpstreamTimeout;
-        self.answered(kind.status(), false);
+        if let Some(flight) = &mut self.flight {
+            flight.cut_short(kind.status());
+        }
         let event = explain::error(kind.object(message, None));
         self.last(event)
     }
 
     /// Ends the stream with this event.
     fn last(&mut self, event: Bytes) -> Bytes {
-        self.land();
+        let event = self.end_with(event);
         if self.pass.is_blind() {
             // Who knows in the middle of what.
             return [b"\n\n", &*event].concat().into();
@@ -444,11 +449,11 @@ impl<L: Legs> Stream<L> {
     }
 
     /// This is what the client would have been answered, had its stream not begun; `had_begun`: by a worker, too.
-    fn answered(&mut self, status: u16, had_begun: bool) {
+    fn refused(&mut self, status: u16, had_begun: bool) {
         if had_begun {
             self.broke();
         } else if let Some(flight) = &mut self.flight {
-            flight.answered(status);
+            flight.refused(status);
         }
     }
 
@@ -457,6 +462,15 @@ impl<L: Legs> Stream<L> {
         if let Some(flight) = &mut self.flight {
             flight.broke();
         }
+    }
+
+    /// It is over, with this event, which tells an error.
+    fn end_with(&mut self, event: Bytes) -> Bytes {
+        if let Some(flight) = &self.flight {
+            flight.told(explain::code(&event));
+        }
+        self.land();
+        event
     }
 
     /// It is over; the claim falls.

@@ -3,9 +3,9 @@
 use super::*;
 
 /// Longer than an answer takes, however slow the machine is, as it decides what becomes of the others.
-const IMPATIENT: Duration = Duration::from_millis(500);
+const IMPATIENT: Duration = Duration::from_secs(1);
 /// Long enough for a probe and its answer, however slow the machine is.
-const A_WHILE: Duration = Duration::from_secs(20);
+const A_WHILE: Duration = Duration::from_secs(60);
 
 fn impatient() -> RouterOptions {
     RouterOptions {

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use worker_contract::WorkerHeartbeat;
 
 use crate::testing::{heartbeat, record};
-use crate::{Demand, Endpoint, Prospect, Refusal, Router, RouterOptions, Supply};
+use crate::{Account, Demand, Endpoint, Failure, Prospect, Refusal, Router, RouterOptions, Supply};
 
 type Answer = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, hyper::Error>>;
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;

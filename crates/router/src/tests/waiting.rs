@@ -98,6 +98,26 @@ async fn what_cannot_be_a_stream_is_refused_with_a_status_however_long_it_waited
     assert_eq!(answer.await.unwrap_err().kind, ErrorKind::NoCapacity);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waited_in_vain_has_begun_and_is_accounted_for_as_what_it_is() {
+    let worker = Worker::start("w", Behaviour::Answers).await;
+    let house = House::new(RouterOptions::default(), &[]);
+    house.beat(busy(&worker));
+    let account = Arc::<Account>::default();
+    let (body, asking) = (r#"{"model": "m", "stream": true}"#, Arc::clone(&account));
+    let answer = house
+        .router
+        .answer(Endpoint::ChatCompletions, HeaderMap::new(), body.into(), asking);
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK, "that it waits was said before");
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(std::str::from_utf8(&text).unwrap().contains("no_capacity"), "{text:?}");
+    let told = account.read(|figures| (figures.failure, figures.error_code.clone(), figures.is_complete));
+    assert_eq!(told, (Some(Failure::Refused), Some("no_capacity".to_owned()), true));
+    let counted = |status| house.router.shared.metrics.requests("m", status).get();
+    assert_eq!((counted(503), counted(200)), (1, 0));
+}
+
 #[tokio::test]
 async fn a_full_line_refuses_and_says_when_to_come_back() {
     let worker = Worker::start("w", Behaviour::Answers).await;

@@ -38,6 +38,8 @@ pub struct Point {
     pub failed: u32,
     /// Of these: answered 429 or 503, as there was no room.
     pub refused: u32,
+    /// Of these: answered with another status of 400 to 499, as what was asked was wrong.
+    pub wrong: u32,
     /// Of these: whose client left before the end.
     pub clients_gone: u32,
     /// Attempts at a worker that another one had to follow.
@@ -99,12 +101,14 @@ pub struct TrafficView {
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// With an answer, which may also say that the request was wrong.
+    /// With what was asked for.
     Answered,
     /// It broke off, or the fault was on this side.
     Failed,
     /// There was no room.
     Refused,
+    /// What was asked was wrong.
+    Wrong,
     /// Its client left.
     ClientGone,
 }
@@ -148,6 +152,7 @@ struct Open {
     requests: u32,
     failed: u32,
     refused: u32,
+    wrong: u32,
     clients_gone: u32,
     ttft_ms: Spread,
     tokens_per_s: Spread,
@@ -301,6 +306,7 @@ impl Open {
             Outcome::Answered => {}
             Outcome::Failed => self.failed += 1,
             Outcome::Refused => self.refused += 1,
+            Outcome::Wrong => self.wrong += 1,
             Outcome::ClientGone => self.clients_gone += 1,
         }
         ended.spread(&mut self.ttft_ms, &mut self.tokens_per_s);
@@ -312,6 +318,7 @@ impl Open {
             requests: self.requests,
             failed: self.failed,
             refused: self.refused,
+            wrong: self.wrong,
             clients_gone: self.clients_gone,
             retries: totals.retries - self.before.retries,
             migrations: totals.migrations - self.before.migrations,

@@ -30,6 +30,7 @@ fn a_point_tells_what_ended_in_its_five_seconds() {
         Outcome::Answered,
         Outcome::Failed,
         Outcome::Refused,
+        Outcome::Wrong,
         Outcome::ClientGone,
     ] {
         traffic.ended(&Ended { outcome, ..ended("m") });
@@ -50,10 +51,8 @@ fn a_point_tells_what_ended_in_its_five_seconds() {
         panic!("two points")
     };
     assert_eq!((first.at_s, first.open), (NOW, false));
-    assert_eq!(
-        (first.requests, first.failed, first.refused, first.clients_gone),
-        (4, 1, 1, 1)
-    );
+    let ends = [first.failed, first.refused, first.wrong, first.clients_gone];
+    assert_eq!((first.requests, ends), (5, [1; 4]));
     assert_eq!((first.output_tokens, first.retries, first.migrations), (30, 1, 0));
     assert_eq!((first.inflight, first.waiting), (3, 1));
     let ttft_ms = first.ttft_ms.unwrap();

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::body::Told;
 use super::access::account_of;
-use super::openai::refused;
+use super::openai::{invalid, refused};
 use crate::State;
 
 /// Largest answer that is read as a whole.
@@ -153,12 +153,4 @@ async fn whole(body: router::Body) -> Result<Bytes, ApiError> {
         )
     })?;
     Ok(collected.to_bytes())
-}
-
-fn invalid(mistake: InvalidRequest) -> ApiError {
-    let error = ApiError::new(ErrorKind::InvalidRequest, mistake.message).with_code(mistake.code.as_str());
-    match mistake.param {
-        Some(param) => error.with_param(param),
-        None => error,
-    }
 }

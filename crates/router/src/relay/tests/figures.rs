@@ -3,6 +3,7 @@
 use prometheus_client::encoding::text::encode;
 
 use super::*;
+use crate::account::Failure;
 use crate::traffic::{Load, Point, TrafficView};
 
 fn view(metrics: &Metrics) -> TrafficView {
@@ -96,33 +97,41 @@ fn how_requests_ended_is_told_apart() {
     let ends = |script: Script| {
         let account = Arc::clone(&script.account);
         let point = point(script);
-        let is_broken = account.read(|figures| figures.is_broken);
-        (
-            [point.requests, point.failed, point.refused, point.clients_gone],
-            is_broken,
-        )
+        assert_eq!(point.requests, 1);
+        let told = account.read(|figures| (figures.failure, figures.error_code.clone()));
+        ([point.failed, point.refused, point.wrong, point.clients_gone], told)
     };
     let request = model.request();
     let answers = |status, then| Script::of(&request, [Worker::Answers(status, vec!["{}".into()], then)]);
     assert_eq!(
         ends(streams(&model, |model| model.by_tokens(&json!({})))),
-        ([1, 0, 0, 0], false)
+        ([0, 0, 0, 0], (None, None))
     );
+    let refused = |code: &str| (Some(Failure::Refused), Some(code.to_owned()));
+    let is_too_long = r#"{"error": {"message": "too long", "code": "context_length_exceeded"}}"#;
     assert_eq!(
-        ends(answers(StatusCode::BAD_REQUEST, Then::Ends)),
-        ([1, 0, 0, 0], false)
+        ends(Script::of(
+            &request,
+            [Worker::Answers(
+                StatusCode::BAD_REQUEST,
+                vec![is_too_long.into()],
+                Then::Ends
+            )]
+        )),
+        ([0, 0, 1, 0], refused("context_length_exceeded"))
     );
     assert_eq!(
         ends(answers(StatusCode::BAD_GATEWAY, Then::Ends)),
-        ([1, 1, 0, 0], false)
+        ([1, 0, 0, 0], refused("upstream_failed"))
     );
     assert_eq!(
         ends(Script::of(&request, [Worker::IsMissing("no room")])),
-        ([1, 0, 1, 0], false)
+        ([0, 1, 0, 0], refused("no_capacity"))
     );
     let begun = model.by_tokens(&json!({})).into_iter().take(2);
     let broken = Script::of(&request, [Worker::streams(begun, Then::Breaks)]);
-    assert_eq!(ends(broken), ([1, 1, 0, 0], true));
+    let told = (Some(Failure::Broken), Some("upstream_failed".to_owned()));
+    assert_eq!(ends(broken), ([1, 0, 0, 0], told));
 
     let (mut stream, _, metrics) = streams(&model, |model| model.by_tokens(&json!({}))).stream();
     assert!(now(&mut stream).is_some());

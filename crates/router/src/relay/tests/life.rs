@@ -1,6 +1,7 @@
 //! Waiting, silence, and clients that leave.
 
 use super::*;
+use crate::account::Failure;
 
 fn hello() -> Model {
     Model::new(&["Hel", "lo"])
@@ -54,7 +55,8 @@ async fn a_stream_beyond_its_deadline_ends_with_an_error_and_nobody_is_blamed() 
     let begun = model.by_tokens(&json!({})).into_iter().take(2);
     let mut script = Script::of(&model.request(), [Worker::streams(begun, Then::Hangs)]);
     script.deadline = Some(Instant::now() + Duration::from_secs(3));
-    let (mut stream, seen, _) = script.stream();
+    let account = Arc::clone(&script.account);
+    let (mut stream, seen, metrics) = script.stream();
     let start = Instant::now();
     let mut last = String::new();
     while let Some(data) = next(&mut stream).await {
@@ -64,6 +66,8 @@ async fn a_stream_beyond_its_deadline_ends_with_an_error_and_nobody_is_blamed() 
     assert_eq!(data(&last)[0]["error"]["code"], "upstream_timeout");
     let seen = seen.lock().unwrap();
     assert_eq!((seen.blamed.len(), seen.dropped), (0, 2));
+    let failure = account.read(|figures| figures.failure);
+    assert_eq!((failure, metrics.broken.get()), (Some(Failure::Broken), 0));
 }
 
 #[test]
