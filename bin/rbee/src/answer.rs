@@ -2,24 +2,19 @@
 
 mod comments;
 mod screen;
+pub(crate) mod stream;
 mod wrap;
 
 use std::cell::RefCell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
-use eventsource_stream::Eventsource;
-use futures_util::StreamExt;
-use reqwest::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shared_contract::ErrorObject;
 
-use self::comments::Comments;
 pub(crate) use self::screen::Screen;
-use crate::api::{self, Api, root_cause};
-use crate::render;
+use self::stream::{Chunk, Chunks, Fault};
+use crate::api::{self, Api};
 
 /// The workers' word for a model without a chat template.
 pub(crate) const NO_CHAT: &str = "no_chat_template";
@@ -71,46 +66,6 @@ pub(crate) struct Receipt {
     pub(crate) migrations: Option<u64>,
 }
 
-/// The queen's refusal in the middle of a stream.
-#[derive(Debug, thiserror::Error)]
-#[error("{}{}", if *begun { "the answer broke off: " } else { "" }, render::clean(&object.message))]
-struct Refused {
-    object: ErrorObject,
-    /// Whether some text had come.
-    begun: bool,
-}
-
-/// One `data:` line of either endpoint's stream, as far as it matters here.
-#[derive(Debug, Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    model: String,
-    #[serde(default)]
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Option<Value>,
-    #[serde(default)]
-    rbee: Option<Receipt>,
-    #[serde(default)]
-    error: Option<ErrorObject>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
-}
-
 impl Answer {
     /// An answer that is asked for now.
     pub(crate) fn begin() -> Self {
@@ -141,12 +96,27 @@ impl Answer {
         (tokens > 1 && span > 0.0).then(|| (tokens - 1) as f64 / span)
     }
 
-    fn take(&mut self, text: &str) {
-        if !text.is_empty() {
-            let now = Instant::now();
-            self.first_text.get_or_insert(now);
-            self.last_text = Some(now);
-            self.text.push_str(text);
+    fn take(&mut self, chunk: &Chunk) {
+        if !chunk.model.is_empty() {
+            self.model.clone_from(&chunk.model);
+        }
+        if chunk.usage.is_some() {
+            self.usage.clone_from(&chunk.usage);
+        }
+        if let Some(receipt) = &chunk.rbee {
+            self.receipt.clone_from(receipt);
+        }
+        for choice in &chunk.choices {
+            let text = choice.text();
+            if !text.is_empty() {
+                let now = Instant::now();
+                self.first_text.get_or_insert(now);
+                self.last_text = Some(now);
+                self.text.push_str(text);
+            }
+            if choice.finish_reason.is_some() {
+                self.finish_reason.clone_from(&choice.finish_reason);
+            }
         }
     }
 }
@@ -167,63 +137,30 @@ pub(crate) async fn ask(
         worker: header("x-rbee-worker"),
         ..Receipt::default()
     };
-    read(queen, response, answer, show).await
-}
-
-async fn read(
-    queen: &Api,
-    response: Response,
-    answer: &mut Answer,
-    show: impl FnMut(Said<'_>) -> io::Result<()>,
-) -> anyhow::Result<()> {
     let show = RefCell::new(show);
-    let mut comments = Comments::default();
-    let bytes = response.bytes_stream().map(|item| {
-        let bytes = item.map_err(|error| root_cause(&error))?;
-        // The events' reader drops comments, and waits in itself for the next event.
-        for comment in comments.feed(&bytes) {
-            show.borrow_mut()(Said::Waiting(&comment)).map_err(|error| error.to_string())?;
+    let reading = async {
+        let mut chunks = Chunks::of(response, |comment| show.borrow_mut()(Said::Waiting(comment)));
+        while let Some(chunk) = chunks.next().await? {
+            answer.take(&chunk);
+            for choice in &chunk.choices {
+                show.borrow_mut()(Said::Text(choice.text()))?;
+            }
         }
-        Ok::<_, String>(bytes)
-    });
-    let mut events = std::pin::pin!(bytes.eventsource());
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => bail!("the answer broke off: {}", api::stream_fault(error)),
-        };
-        if event.data == "[DONE]" {
-            return Ok(());
-        }
-        let chunk: Chunk = serde_json::from_str(&event.data)
-            .map_err(|error| queen.garbled(format!("{error} in an event of the answer")))?;
-        if let Some(object) = chunk.error {
-            let begun = !answer.text.is_empty();
-            return Err(Refused { object, begun }.into());
-        }
-        if !chunk.model.is_empty() {
-            answer.model = chunk.model;
-        }
-        answer.usage = chunk.usage.or(answer.usage.take());
-        if let Some(receipt) = chunk.rbee {
-            answer.receipt = receipt;
-        }
-        for choice in chunk.choices {
-            let text = choice.delta.and_then(|delta| delta.content).or(choice.text);
-            let text = text.unwrap_or_default();
-            answer.take(&text);
-            show.borrow_mut()(Said::Text(&text))?;
-            answer.finish_reason = choice.finish_reason.or(answer.finish_reason.take());
-        }
-    }
-    bail!("the answer broke off before its end")
+        Ok(())
+    };
+    reading
+        .await
+        .map_err(|error: anyhow::Error| match error.downcast_ref() {
+            Some(Fault::Refused(_)) if answer.text.is_empty() => error,
+            Some(_) => error.context("the answer broke off"),
+            None => error,
+        })
 }
 
 /// The code of the queen's or worker's refusal, where the error is one.
 pub(crate) fn refusal(error: &anyhow::Error) -> Option<&str> {
-    let object = match (error.downcast_ref::<api::Error>(), error.downcast_ref::<Refused>()) {
-        (Some(api::Error::Refused { object, .. }), _) => object,
-        (_, Some(Refused { object, .. })) => object,
+    let object = match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(api::Error::Refused { object, .. }), _) | (_, Some(Fault::Refused(object))) => object,
         _ => return None,
     };
     object.code.as_deref()
@@ -288,7 +225,7 @@ mod tests {
         )
         .await;
         assert_eq!(
-            result.unwrap_err().to_string(),
+            format!("{:#}", result.unwrap_err()),
             "the answer broke off: the worker is gone"
         );
         assert_eq!(answer.text, "Hel");
@@ -306,6 +243,9 @@ mod tests {
     #[tokio::test]
     async fn a_stream_without_its_end_is_an_error() {
         let (result, ..) = answered("data: {\"choices\":[{\"text\":\"Hel\"}]}\n\n").await;
-        assert!(result.unwrap_err().to_string().contains("broke off before its end"));
+        assert_eq!(
+            format!("{:#}", result.unwrap_err()),
+            "the answer broke off: the stream ended without [DONE]"
+        );
     }
 }

@@ -19,7 +19,7 @@ const EXCERPT: usize = 200;
 /// What a daemon is to the user, and so what to do if it does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// The queen's fleet view.
+    /// The queen's own endpoints.
     Queen,
     /// The queen's OpenAI endpoints, which have their own keys.
     OpenAi,
@@ -94,7 +94,7 @@ fn unreachable(peer: Peer, url: &str, reason: &str) -> String {
         Peer::Queen | Peer::OpenAi => {
             format!("no queen answers at {url} ({reason}): start one with `rbee up`, or name it with --queen-url")
         }
-        Peer::Hive => format!("no hive answers at {url} ({reason}): see `rbee ps`, or name another with --hive"),
+        Peer::Hive => format!("no hive answers at {url} ({reason}): see `rbee ps`"),
         Peer::Worker => format!("no worker answers at {url} ({reason}): see `rbee ps`"),
     }
 }

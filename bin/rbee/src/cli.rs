@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use daemon::Secret;
 use daemon::quantity::Span;
+use shared_contract::HiveId;
 
 pub(crate) use self::base_url::BaseUrl;
 pub(crate) use self::bench::BenchArgs;
@@ -71,7 +72,7 @@ pub(crate) struct Global {
     /// Where the queen listens
     #[arg(long, global = true, env = "RBEE_QUEEN_URL", hide_env_values = true, value_name = "URL", default_value_t = BaseUrl::local(QUEEN_PORT))]
     pub(crate) queen_url: BaseUrl,
-    /// Token of the fleet: for the queen's fleet view, hives and workers
+    /// Token of the fleet: opens everything at the queen, and lets hosts join
     #[arg(
         long,
         global = true,
@@ -102,6 +103,7 @@ pub(crate) enum Command {
     /// Make this machine a host of a queen's fleet, and stay until Ctrl-C
     Join(JoinArgs),
     /// Chat with a model, or ask it one thing
+    #[command(alias = "chat")]
     Run(RunArgs),
     /// Show hives and workers: alive or not, model, device, load
     #[command(after_help = "\
@@ -187,6 +189,16 @@ pub(crate) struct UpArgs {
     /// Folder for logs and the hive's state [default: $XDG_STATE_HOME/rbee or ~/.local/state/rbee]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) catalogue: CatalogueArgs,
+}
+
+/// Models that the user's catalogue adds.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CatalogueArgs {
+    /// TOML file with models that join or replace those of the built-in catalogue
+    #[arg(long, env = "RBEE_CATALOGUE", value_name = "FILE")]
+    pub(crate) catalogue: Option<PathBuf>,
 }
 
 /// `rbee models`.
@@ -200,6 +212,8 @@ pub(crate) struct ModelsArgs {
     /// Show the files in this user's store, without asking a queen
     #[arg(long)]
     pub(crate) local: bool,
+    #[command(flatten)]
+    pub(crate) catalogue: CatalogueArgs,
 }
 
 /// `rbee pull`.
@@ -215,12 +229,14 @@ pub(crate) struct PullArgs {
     /// `https://HOST/FILE.gguf[#sha256=HEX]`, `file:/PATH`
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
-    /// Host that fetches it: a hive's id or URL; needed where the fleet has several
-    #[arg(long, value_name = "ID|URL", conflicts_with = "local")]
-    pub(crate) hive: Option<String>,
+    /// Host that fetches it, by its hive's id [default: the one on which the model would be started]
+    #[arg(long, value_name = "ID", value_parser = hive_id, conflicts_with = "local")]
+    pub(crate) hive: Option<HiveId>,
     /// Fetch into this user's store, without any daemon
     #[arg(long)]
     pub(crate) local: bool,
+    #[command(flatten)]
+    pub(crate) catalogue: CatalogueArgs,
 }
 
 /// `rbee rm`.
@@ -236,9 +252,9 @@ pub(crate) struct RmArgs {
     /// A name of `rbee models`, or the reference by which it was fetched
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
-    /// Host that has it: a hive's id or URL; needed where the fleet has several
-    #[arg(long, value_name = "ID|URL", conflicts_with = "local")]
-    pub(crate) hive: Option<String>,
+    /// Host that has it, by its hive's id; needed where several have it
+    #[arg(long, value_name = "ID", value_parser = hive_id, conflicts_with = "local")]
+    pub(crate) hive: Option<HiveId>,
     /// Remove it from this user's store, without any daemon
     #[arg(long)]
     pub(crate) local: bool,
@@ -255,10 +271,10 @@ pub(crate) struct SpawnArgs {
     /// A name of `rbee models`, or a reference (pip:, hf:, https:, file:); fetched first if it is not there
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
-    /// Host to start it on: a hive's id or URL; needed where the fleet has several
-    #[arg(long, value_name = "ID|URL")]
-    pub(crate) hive: Option<String>,
-    /// Device on that host, for example cpu or cuda:0; left out: one on which it fits
+    /// Host to start it on, by its hive's id [default: one on which it fits, as for a request]
+    #[arg(long, value_name = "ID", value_parser = hive_id)]
+    pub(crate) hive: Option<HiveId>,
+    /// Device, for example cpu or cuda:0 [default: one on which it fits]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
     /// Longest prompt plus answer that must be possible [default: the model's own, or what fits]
@@ -308,9 +324,9 @@ pub(crate) struct LogsArgs {
     /// How many of its last lines
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     pub(crate) lines: u32,
-    /// Host that started it: a hive's id or URL; needed for a worker that has ended
-    #[arg(long, value_name = "ID|URL")]
-    pub(crate) hive: Option<String>,
+    /// Host that started it, by its hive's id; needed for a worker that has ended
+    #[arg(long, value_name = "ID", value_parser = hive_id)]
+    pub(crate) hive: Option<HiveId>,
 }
 
 /// `rbee why`.
@@ -352,7 +368,8 @@ Examples:
   rbee serve qwen3-4b --replicas 0               no longer
   rbee serve --list
 
-The queen keeps this over restarts. Other models run when somebody asks for them.")]
+The queen keeps this over restarts. Other models run when somebody asks for them. `rbee up` starts a queen \
+and a hive where there is none.")]
 pub(crate) struct ServeArgs {
     /// A name of `rbee models`, or a reference (pip:, hf:, https:, file:)
     #[arg(value_name = "MODEL", required_unless_present = "list")]
@@ -383,6 +400,14 @@ pub(crate) struct DrainArgs {
     /// Let it take workers again
     #[arg(long)]
     pub(crate) undo: bool,
+}
+
+/// A hive's id, as an option takes it.
+fn hive_id(text: &str) -> Result<HiveId, String> {
+    if text.contains("://") {
+        return Err("a hive is named by its id, as `rbee ps` shows it: only the queen is called".to_owned());
+    }
+    HiveId::new(text).map_err(|error| error.to_string())
 }
 
 /// Arguments of a daemon; read by the daemon itself.
@@ -431,6 +456,20 @@ mod tests {
     fn a_system_text_makes_no_sense_without_a_chat() {
         assert!(parse(&["run", "m", "--raw", "--system", "x", "p"]).is_err());
         assert!(parse(&["run", "m", "--system", "x", "p"]).is_ok());
+    }
+
+    #[test]
+    fn a_hive_is_named_by_its_id_and_never_called_at_an_address() {
+        assert!(parse(&["pull", "m", "--hive", "gpu-box"]).is_ok());
+        for args in [
+            ["pull", "m", "--hive", "http://gpu-box:7835"],
+            ["rm", "m", "--hive", "http://gpu-box:7835"],
+            ["spawn", "m", "--hive", "http://gpu-box:7835"],
+            ["logs", "w", "--hive", "http://gpu-box:7835"],
+        ] {
+            let error = parse(&args).unwrap_err().to_string();
+            assert!(error.contains("by its id") && error.contains("rbee ps"), "{error}");
+        }
     }
 
     #[test]

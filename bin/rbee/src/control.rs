@@ -1,4 +1,4 @@
-//! `rbee pull`, `rbee rm`, `rbee spawn`, `rbee stop`: work that a hive does as a job.
+//! `rbee pull`, `rbee rm`, `rbee spawn`, `rbee stop`: jobs of the queen, which the right hive does for her.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -8,39 +8,37 @@ use chrono::Utc;
 use daemon::Shutdown;
 use daemon::quantity::Span;
 use hive_contract::{JobEvent, JobProgress, JobState, ModelEntry, Operation};
-use model_store::{Catalogue, DamagedModel, ModelRef, ModelStore, StoreError, StoredModel};
-use queen_rbee::fleet::{HiveView, Liveness};
+use model_store::{Catalogue, DamagedModel, ModelRef, ModelStore, StoreError, StoreOptions, StoredModel};
 use serde_json::Value;
-use shared_contract::ModelId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use worker_contract::{DrainRequest, MAX_GRACE_S};
 
 use crate::api::Api;
-use crate::cli::{Global, PullArgs, RmArgs, SpawnArgs, StopArgs};
+use crate::cli::{CatalogueArgs, Global, PullArgs, RmArgs, SpawnArgs, StopArgs};
 use crate::fleet::{Client, choose_worker};
-use crate::jobs::{self, End};
+use crate::jobs::{self, End, Order};
 use crate::progress::Progress;
 use crate::{INTERRUPTED, Usage, render};
 
 /// `rbee pull`.
 pub(crate) async fn pull(global: &Global, args: PullArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     // Whoever fetches a model accepts its terms, and so should see where they stand.
-    if let Some(entry) = Catalogue::built_in().get(&args.model) {
+    if let Some(entry) = catalogue(&args.catalogue)?.get(&args.model) {
         render::note(&entry.licence_note());
     }
     if args.local {
-        return pull_local(global, &args.model, shutdown).await;
+        return pull_local(global, &args, shutdown).await;
     }
-    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
-    let operation = Operation::ModelPull { model: args.model };
-    work(global, &hive, &operation, shutdown, |result| {
-        let entry: ModelEntry = serde_json::from_value(result.clone()).ok()?;
+    let order = Order {
+        hive_id: args.hive,
+        operation: Operation::ModelPull { model: args.model },
+    };
+    work(global, &Client::new(global)?.queen(), &order, shutdown, |result| {
+        let size = render::bytes(result["size_bytes"].as_u64()?);
         Some(format!(
-            "{} is on {}: {}",
-            entry.id,
-            hive.base(),
-            render::bytes(entry.size_bytes)
+            "{} is on {}: {size}",
+            text(result, "id")?,
+            text(result, "hive_id")?
         ))
     })
     .await
@@ -49,48 +47,64 @@ pub(crate) async fn pull(global: &Global, args: PullArgs, shutdown: &Shutdown) -
 /// `rbee rm`.
 pub(crate) async fn rm(global: &Global, args: RmArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
     if args.local {
-        let store = open_store()?;
+        let store = open_store(&CatalogueArgs::default())?;
         let model = store.find(&args.model).await.map_err(StoreFailed)?;
         store.delete(&model).await.map_err(StoreFailed)?;
         if global.json {
             render::json_line(&entry(&model))?;
         } else {
-            render::print(&removed(&model.id, model.size_bytes))?;
+            render::print(&removed(model.id.as_str(), "this machine", Some(model.size_bytes)))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
-    let operation = Operation::ModelDelete { model: args.model };
-    work(global, &hive, &operation, shutdown, |result| {
-        let entry: ModelEntry = serde_json::from_value(result.clone()).ok()?;
-        Some(removed(&entry.id, entry.size_bytes))
+    let order = Order {
+        hive_id: args.hive,
+        operation: Operation::ModelDelete { model: args.model },
+    };
+    work(global, &Client::new(global)?.queen(), &order, shutdown, |result| {
+        // Of damaged files not everything is known.
+        let model = text(result, "id").or_else(|| text(result, "reference"))?;
+        Some(removed(
+            &model,
+            &text(result, "hive_id")?,
+            result["freed_bytes"].as_u64(),
+        ))
     })
     .await
 }
 
-fn removed(id: &ModelId, size_bytes: u64) -> String {
-    format!("{id} is removed: {} are free", render::bytes(size_bytes))
+fn removed(model: &str, place: &str, freed_bytes: Option<u64>) -> String {
+    let freed = freed_bytes.map(|bytes| format!(": {} are free", render::bytes(bytes)));
+    format!("{model} is removed from {place}{}", freed.unwrap_or_default())
+}
+
+/// A text of a job's result.
+fn text(result: &Value, field: &str) -> Option<String> {
+    result[field].as_str().map(render::clean)
 }
 
 /// `rbee spawn`.
 pub(crate) async fn spawn(global: &Global, args: SpawnArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
-    let hive = Client::new(global)?.hive(args.hive.as_deref()).await?;
-    let operation = Operation::WorkerSpawn {
-        model: args.model,
-        worker: None,
-        device: args.device,
-        context_length: args.context_length,
-        slots: args.slots,
-        keep_alive_s: args.keep_alive.map(|span| span.duration().as_secs()),
+    let order = Order {
+        hive_id: args.hive,
+        operation: Operation::WorkerSpawn {
+            model: args.model,
+            worker: None,
+            device: args.device,
+            context_length: args.context_length,
+            slots: args.slots,
+            keep_alive_s: args.keep_alive.map(|span| span.duration().as_secs()),
+        },
     };
-    work(global, &hive, &operation, shutdown, |result| {
-        let field = |name: &str| result[name].as_str().map(render::clean);
+    work(global, &Client::new(global)?.queen(), &order, shutdown, |result| {
+        let field = |name| text(result, name);
         let limit = result["keep_alive_s"].as_u64().filter(|seconds| *seconds > 0);
         let limit = limit.map(|seconds| format!("; it is stopped after {} without a request", Span::secs(seconds)));
         Some(format!(
-            "{} serves {} on {}{}",
+            "{} serves {} on {} {}{}",
             field("worker_id")?,
             field("model")?,
+            field("hive_id")?,
             field("device")?,
             limit.unwrap_or_default()
         ))
@@ -103,37 +117,12 @@ pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -
     let client = Client::new(global)?;
     let fleet = client.fleet().await?;
     let worker = choose_worker(&fleet.workers, &args.worker)?;
-    // A hive that was killed cannot be asked, and started again it does not know the workers that outlived it.
-    let looks_after = |hive: &HiveView| {
-        Some(&hive.id) == worker.hive_id.as_ref()
-            && hive.liveness == Liveness::Online
-            && hive
-                .workers
-                .iter()
-                .any(|process| process.worker_id.as_ref() == Some(&worker.id))
+    let (worker_id, grace_s) = (worker.id.clone(), args.grace_s);
+    let operation = match args.drain {
+        true => Operation::WorkerDrain { worker_id },
+        false => Operation::WorkerStop { worker_id, grace_s },
     };
-    let Some(hive) = fleet.hives.iter().find(|hive| looks_after(hive)) else {
-        // Nobody would start it again, so it is enough to tell the worker itself.
-        let grace_s = if args.drain { Some(MAX_GRACE_S) } else { args.grace_s };
-        let _: Value = client
-            .worker_at(worker)?
-            .post("/v1/drain", &DrainRequest { grace_s })
-            .await?;
-        if global.json {
-            render::json_line(&serde_json::json!({"worker_id": worker.id, "status": "draining"}))?;
-        } else {
-            render::print(&format!("{} finishes its requests and ends", worker.id))?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    };
-    let worker_id = worker.id.clone();
-    let operation = if args.drain {
-        Operation::WorkerDrain { worker_id }
-    } else {
-        let grace_s = args.grace_s;
-        Operation::WorkerStop { worker_id, grace_s }
-    };
-    work(global, &client.hive_at(hive)?, &operation, shutdown, |_| {
+    work(global, &client.queen(), &operation.into(), shutdown, |_| {
         Some(format!("{} is stopped", worker.id))
     })
     .await
@@ -142,13 +131,13 @@ pub(crate) async fn stop(global: &Global, args: StopArgs, shutdown: &Shutdown) -
 /// Runs the job and shows it; `done` makes the sentence for its end out of its result.
 async fn work(
     global: &Global,
-    hive: &Api,
-    operation: &Operation,
+    queen: &Api,
+    order: &Order,
     shutdown: &Shutdown,
     done: impl FnOnce(&Value) -> Option<String>,
 ) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::new(global.json);
-    let end = jobs::run(hive, operation, shutdown, |event| progress.job(event)).await;
+    let end = jobs::run(queen, order, shutdown, |event| progress.job(event)).await;
     progress.clear();
     match end? {
         End::Succeeded(result) => {
@@ -166,9 +155,9 @@ async fn work(
     }
 }
 
-async fn pull_local(global: &Global, model: &str, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
-    let reference = reference(model)?;
-    let store = open_store()?;
+async fn pull_local(global: &Global, args: &PullArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
+    let reference = reference(&args.model)?;
+    let store = open_store(&args.catalogue)?;
     store.resolve(&reference).map_err(StoreFailed)?;
     let mut progress = Progress::new(global.json);
     let cancel = CancellationToken::new();
@@ -221,10 +210,23 @@ pub(crate) fn reference(model: &str) -> Result<ModelRef, Usage> {
     model.parse().map_err(|error| Usage(format!("failed to {error}")))
 }
 
+/// The catalogue, with what the user adds to it.
+pub(crate) fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, StoreFailed> {
+    let built_in = Catalogue::built_in();
+    match &args.catalogue {
+        Some(file) => built_in.extended(file).map_err(StoreFailed),
+        None => Ok(built_in),
+    }
+}
+
 /// This user's store.
-pub(crate) fn open_store() -> Result<ModelStore, StoreFailed> {
+pub(crate) fn open_store(catalogue: &CatalogueArgs) -> Result<ModelStore, StoreFailed> {
+    let options = StoreOptions {
+        catalogue_file: catalogue.catalogue.clone(),
+        ..StoreOptions::from_env()
+    };
     model_store::default_root()
-        .and_then(ModelStore::open)
+        .and_then(|root| ModelStore::open_with(root, options))
         .map_err(StoreFailed)
 }
 

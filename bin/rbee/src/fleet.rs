@@ -1,7 +1,7 @@
 //! The queen's view of the fleet, and whom of it a command means.
 
 use anyhow::{Context, bail};
-use queen_rbee::fleet::{FleetView, HiveView, WorkerView};
+use queen_rbee::fleet::{FleetView, WorkerView};
 
 use crate::Usage;
 use crate::api::{self, Api, Peer};
@@ -17,7 +17,7 @@ pub(crate) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Calls with the addresses and secrets of the command line.
     pub(crate) fn new(global: &'a Global) -> anyhow::Result<Self> {
-        let http = daemon::client::new().context("read the system's certificates")?;
+        let http = daemon::client::new().context("make an HTTP client")?;
         Ok(Self { global, http })
     }
 
@@ -42,48 +42,11 @@ impl<'a> Client<'a> {
         self.queen().get("/v1/fleet").await
     }
 
-    /// The hive that the user names by id or URL, or the only one.
-    pub(crate) async fn hive(&self, named: Option<&str>) -> anyhow::Result<Api> {
-        if let Some(url) = named.filter(|text| text.contains("://")) {
-            let url = url.parse().map_err(|error| Usage(format!("--hive {url}: {error}")))?;
-            return Ok(self.api(Peer::Hive, &url));
-        }
-        let fleet = self.fleet().await?;
-        let hive = choose_hive(&fleet.hives, named)?;
-        self.hive_at(hive)
-    }
-
-    /// The hive that the queen describes.
-    pub(crate) fn hive_at(&self, hive: &HiveView) -> anyhow::Result<Api> {
-        Ok(self.api(Peer::Hive, &address("hive", hive.id.as_str(), &hive.base_url)?))
-    }
-
-    /// The worker that the queen describes.
-    pub(crate) fn worker_at(&self, worker: &WorkerView) -> anyhow::Result<Api> {
-        Ok(self.api(Peer::Worker, &address("worker", worker.id.as_str(), &worker.base_url)?))
-    }
-}
-
-fn address(kind: &str, id: &str, url: &str) -> anyhow::Result<BaseUrl> {
-    url.parse()
-        .map_err(anyhow::Error::msg)
-        .with_context(|| format!("address of {kind} {id}, `{url}`"))
-}
-
-fn choose_hive<'a>(hives: &'a [HiveView], named: Option<&str>) -> anyhow::Result<&'a HiveView> {
-    let ids = || hives.iter().map(|hive| hive.id.as_str()).collect::<Vec<_>>().join(", ");
-    match (named, hives) {
-        (_, []) => bail!("the fleet has no hive: start one on a host with `rbee hive --queen-url URL`"),
-        (Some(id), _) => hives
-            .iter()
-            .find(|hive| hive.id.as_str() == id)
-            .with_context(|| format!("the fleet has no hive `{id}`; it has {}", ids())),
-        (None, [only]) => Ok(only),
-        (None, _) => Err(Usage(format!(
-            "the fleet has several hives: name one with --hive, of {}",
-            ids()
-        ))
-        .into()),
+    /// A hive or worker, where the queen says it is.
+    pub(crate) fn member(&self, peer: Peer, id: &str, url: &str) -> anyhow::Result<Api> {
+        let base = url.parse().map_err(anyhow::Error::msg);
+        let base = base.with_context(|| format!("address of {id}, `{url}`"))?;
+        Ok(self.api(peer, &base))
     }
 }
 
@@ -141,29 +104,10 @@ pub(crate) mod tests {
         })
     }
 
-    fn hives(ids: &[&str]) -> Vec<HiveView> {
-        ids.iter().map(|id| serde_json::from_value(hive(id)).unwrap()).collect()
-    }
-
     fn workers(ids: &[&str]) -> Vec<WorkerView> {
         ids.iter()
             .map(|id| serde_json::from_value(worker(id)).unwrap())
             .collect()
-    }
-
-    #[test]
-    fn the_only_hive_needs_no_name_and_one_of_several_does() {
-        assert_eq!(choose_hive(&hives(&["a"]), None).unwrap().id.as_str(), "a");
-        assert_eq!(choose_hive(&hives(&["a", "b"]), Some("b")).unwrap().id.as_str(), "b");
-        let error = choose_hive(&hives(&["a", "b"]), None).unwrap_err();
-        assert!(error.is::<Usage>());
-        assert!(
-            error.to_string().contains("--hive") && error.to_string().contains("a, b"),
-            "{error}"
-        );
-        let error = choose_hive(&hives(&["a", "b"]), Some("c")).unwrap_err().to_string();
-        assert_eq!(error, "the fleet has no hive `c`; it has a, b");
-        assert!(choose_hive(&[], None).unwrap_err().to_string().contains("rbee hive"));
     }
 
     #[test]

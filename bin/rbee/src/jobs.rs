@@ -1,4 +1,4 @@
-//! Jobs of a hive: started, and followed to their end through breaks of the connection.
+//! Jobs of a daemon: started, and followed to their end through breaks of the connection.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use eventsource_stream::Eventsource;
 use futures_util::StreamExt;
 use hive_contract::{JobAccepted, JobEvent, JobState, Operation};
 use reqwest::{Method, Response};
-use shared_contract::ErrorObject;
+use serde::Serialize;
+use shared_contract::{ErrorObject, HiveId};
 
 use crate::api::{self, Api};
 
@@ -25,7 +26,7 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) enum End {
     /// Done, with what came of it.
     Succeeded(serde_json::Value),
-    /// The hive could not do it.
+    /// It could not be done.
     Failed(String),
     /// Cancelled by somebody.
     Cancelled,
@@ -33,39 +34,60 @@ pub(crate) enum End {
     Interrupted,
 }
 
-/// Starts a job and follows it; on an interruption cancels it.
+/// A job for the queen: what she takes at `POST /v1/jobs`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Order {
+    /// The hive that is to do it; left out, she finds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hive_id: Option<HiveId>,
+    /// What is to be done.
+    #[serde(flatten)]
+    pub(crate) operation: Operation,
+}
+
+impl From<Operation> for Order {
+    /// For whichever hive it is.
+    fn from(operation: Operation) -> Self {
+        Self {
+            hive_id: None,
+            operation,
+        }
+    }
+}
+
+/// Starts a job of the queen and follows it; on an interruption cancels it.
 pub(crate) async fn run(
-    hive: &Api,
-    operation: &Operation,
+    queen: &Api,
+    order: &Order,
     shutdown: &Shutdown,
     mut on_event: impl FnMut(&JobEvent) -> std::io::Result<()>,
 ) -> anyhow::Result<End> {
-    let job = start(hive, operation).await?;
+    let job = start(queen, order).await?;
     tokio::select! {
-        end = follow(hive, &job, &mut on_event) => end,
+        end = follow(queen, &job, &mut on_event) => end,
         () = shutdown.requested() => {
-            cancel(hive, &job).await;
+            cancel(queen, &job).await;
             Ok(End::Interrupted)
         }
     }
 }
 
-/// Starts a job.
-pub(crate) async fn start(hive: &Api, operation: &Operation) -> Result<JobAccepted, api::Error> {
-    hive.post("/v1/jobs", operation).await
+/// Starts a job; a hive takes an [`Operation`], the queen an [`Order`].
+pub(crate) async fn start(daemon: &Api, order: &impl Serialize) -> Result<JobAccepted, api::Error> {
+    daemon.post("/v1/jobs", order).await
 }
 
 /// Follows a job to its end, calling `on_event` once for each event.
 pub(crate) async fn follow(
-    hive: &Api,
+    daemon: &Api,
     job: &JobAccepted,
     on_event: impl FnMut(&JobEvent) -> std::io::Result<()>,
 ) -> anyhow::Result<End> {
-    follow_with(hive, job, RETRY_PAUSE, on_event).await
+    follow_with(daemon, job, RETRY_PAUSE, on_event).await
 }
 
 async fn follow_with(
-    hive: &Api,
+    daemon: &Api,
     job: &JobAccepted,
     pause: Duration,
     mut on_event: impl FnMut(&JobEvent) -> std::io::Result<()>,
@@ -74,12 +96,12 @@ async fn follow_with(
     let mut retries = 0;
     loop {
         let seen_before = last_seen;
-        let broken = match hive.open(&job.stream_url).await {
-            Ok(response) => match read(hive, response, &mut last_seen, &mut on_event).await? {
+        let broken = match daemon.open(&job.stream_url).await {
+            Ok(response) => match read(daemon, response, &mut last_seen, &mut on_event).await? {
                 Reading::Ended(end) => return Ok(end),
                 Reading::Broken(error) => error,
             },
-            // The hive does not know the job any more: it was restarted.
+            // The daemon does not know the job any more: it was restarted.
             Err(error @ api::Error::Refused { .. }) => return Err(error.into()),
             Err(error) => error,
         };
@@ -101,7 +123,7 @@ enum Reading {
 
 /// Reads one connection's worth of events. Its stream starts from the beginning, so what was seen is skipped.
 async fn read(
-    hive: &Api,
+    daemon: &Api,
     response: Response,
     last_seen: &mut Option<u64>,
     on_event: &mut impl FnMut(&JobEvent) -> std::io::Result<()>,
@@ -115,10 +137,10 @@ async fn read(
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
-            Err(error) => return Ok(Reading::Broken(hive.garbled(api::stream_fault(error)))),
+            Err(error) => return Ok(Reading::Broken(daemon.garbled(api::stream_fault(error)))),
         };
         let event: JobEvent = serde_json::from_str(&event.data)
-            .map_err(|error| hive.garbled(format!("{error} in an event of the job's stream")))?;
+            .map_err(|error| daemon.garbled(format!("{error} in an event of the job's stream")))?;
         if last_seen.is_some_and(|seen| event.seq <= seen) {
             continue;
         }
@@ -128,7 +150,7 @@ async fn read(
             return Ok(Reading::Ended(end));
         }
     }
-    Ok(Reading::Broken(hive.garbled("the job's stream ended before the job")))
+    Ok(Reading::Broken(daemon.garbled("the job's stream ended before the job")))
 }
 
 fn end(event: JobEvent) -> Option<End> {
@@ -142,15 +164,15 @@ fn end(event: JobEvent) -> Option<End> {
 
 fn reason(error: Option<ErrorObject>, message: Option<String>) -> String {
     error.map(|error| error.message).or(message).map_or_else(
-        || "the hive gave no reason".to_owned(),
+        || "no reason was given".to_owned(),
         |text| crate::render::clean_lines(&text),
     )
 }
 
 /// Asks for the end of a job; what cannot be reached cannot be cancelled.
-async fn cancel(hive: &Api, job: &JobAccepted) {
+async fn cancel(daemon: &Api, job: &JobAccepted) {
     let path = format!("/v1/jobs/{}", job.job_id);
-    let _ = tokio::time::timeout(CANCEL_LIMIT, hive.tell(Method::DELETE, &path)).await;
+    let _ = tokio::time::timeout(CANCEL_LIMIT, daemon.tell(Method::DELETE, &path)).await;
 }
 
 #[cfg(test)]
@@ -168,6 +190,17 @@ mod tests {
     use super::*;
     use crate::api::Peer;
     use crate::api::tests::{api, serve};
+
+    #[test]
+    fn the_queen_is_told_the_hive_beside_the_operation_or_finds_it() {
+        let mut order = Order::from(Operation::ModelPull { model: "m".into() });
+        assert_eq!(
+            serde_json::to_value(&order).unwrap(),
+            json!({"operation": "model_pull", "model": "m"})
+        );
+        order.hive_id = HiveId::new("h").ok();
+        assert_eq!(serde_json::to_value(&order).unwrap()["hive_id"], "h");
+    }
 
     fn sse(events: &[serde_json::Value]) -> String {
         events
@@ -190,8 +223,8 @@ mod tests {
     async fn followed(router: Router) -> (anyhow::Result<End>, Vec<u64>) {
         let url = serve(router).await;
         let mut seen = Vec::new();
-        let (hive, pause) = (api(Peer::Hive, &url), Duration::from_millis(1));
-        let end = follow_with(&hive, &job(), pause, |event| {
+        let (queen, pause) = (api(Peer::Queen, &url), Duration::from_millis(1));
+        let end = follow_with(&queen, &job(), pause, |event| {
             seen.push(event.seq);
             Ok(())
         })
@@ -249,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hive_that_forgot_the_job_ends_the_following() {
+    async fn a_daemon_that_forgot_the_job_ends_the_following() {
         let (end, _) = followed(Router::new().route(
             "/v1/jobs/j/stream",
             get(async || daemon::ApiError::new(shared_contract::ErrorKind::NotFound, "there is no job j")),
@@ -272,8 +305,8 @@ mod tests {
             .route("/v1/jobs/j", delete(async move || told.notify_one()))
             .route("/v1/jobs/j/stream", get(stream));
         let url = serve(router).await;
-        let operation = Operation::ModelPull { model: "m".into() };
-        let end = run(&api(Peer::Hive, &url), &operation, &shutdown, |_| Ok(())).await;
+        let order = Operation::ModelPull { model: "m".into() }.into();
+        let end = run(&api(Peer::Queen, &url), &order, &shutdown, |_| Ok(())).await;
         assert!(matches!(end.unwrap(), End::Interrupted));
         cancelled.notified().await;
     }

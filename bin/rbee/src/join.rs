@@ -28,7 +28,7 @@ pub(crate) async fn join(mut global: Global, args: JoinArgs, shutdown: &Shutdown
     global.queen_url = args.url.clone();
     let seen_as = welcome_at(&global, &args).await?;
     let host = args.host.unwrap_or(seen_as);
-    let http = daemon::client::new().context("read the system's certificates")?;
+    let http = daemon::client::new().context("make an HTTP client")?;
     let port = reserve(&http, host, args.port, "--port").await?;
     let address = port.local_addr()?;
     drop(port);

@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use daemon::Shutdown;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ModelsArgs, PullArgs};
 
 /// Exit status of a command that failed.
 const FAILED: u8 = 1;
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
             "rbee hive" => daemon::app::main::<rbee_hive::Hive>(program, with_own_worker(rest)),
             _ => daemon::app::main::<llm_worker_rbee::Worker>(program, rest),
         };
+    }
+    for sentence in daemon::config::unread_variables() {
+        render::note(&format!("warning: {sentence}"));
     }
     let matches = Cli::command()
         .try_get_matches()
@@ -116,13 +119,28 @@ fn with_own_worker(mut args: Vec<OsString>) -> Vec<OsString> {
 
 /// Finds flags that would be ignored.
 fn check(cli: &Cli, matches: &clap::ArgMatches) -> Result<(), String> {
-    let queen_url_given = matches.value_source("queen_url") == Some(clap::parser::ValueSource::CommandLine);
+    let is_typed = |matches: &clap::ArgMatches, id| {
+        // Not each command has it.
+        let source = matches.try_contains_id(id).is_ok().then(|| matches.value_source(id));
+        source.flatten() == Some(clap::parser::ValueSource::CommandLine)
+    };
+    let queen_url_given = is_typed(matches, "queen_url");
+    let is_given = |id| matches.subcommand().is_some_and(|(_, matches)| is_typed(matches, id));
     match &cli.command {
         Command::Up(_) if queen_url_given => {
             Err("`rbee up` starts its own queen: choose its address with --host and --port".to_owned())
         }
         Command::Join(_) if queen_url_given => {
             Err("the queen's URL stands behind `rbee join`, without a flag".to_owned())
+        }
+        Command::Pull(PullArgs { local: false, .. }) | Command::Models(ModelsArgs { local: false, .. })
+            if is_given("catalogue") =>
+        {
+            Err("the hives have catalogues of their own: --catalogue is for --local".to_owned())
+        }
+        // Its variable may stand there for another time.
+        Command::Bench(args) if args.beside.is_empty() && is_given("beside_key") => {
+            Err("--beside-key is for the servers of --beside, and none is named".to_owned())
         }
         Command::Completions(_) if cli.global.json => {
             Err("`rbee completions` prints a script for a shell, which has no form in JSON".to_owned())
@@ -252,6 +270,10 @@ mod tests {
         assert!(checked("rbee up --queen-url http://q:1").is_err());
         assert!(checked("rbee --queen-url http://q:1 up").is_err());
         assert!(checked("rbee --json queen --port 1").is_err());
+        assert!(checked("rbee bench m --beside-key battery-staple").is_err());
+        assert!(checked("rbee bench m --beside http://b:1 --beside-key battery-staple").is_ok());
+        assert!(checked("rbee pull m --catalogue mine.toml").is_err());
+        assert!(checked("rbee pull m --local --catalogue mine.toml").is_ok());
         assert!(checked("rbee up").is_ok());
     }
 }

@@ -2,21 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use hive_contract::ModelEntry;
+use anyhow::bail;
+use hive_contract::{ModelEntry, Operation};
 use model_store::Catalogue;
 use queen_rbee::fleet::{FleetView, Liveness};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared_contract::{HiveId, ModelId};
 
+use crate::api::Api;
 use crate::cli::{Global, ModelsArgs};
 use crate::control;
 use crate::fleet::Client;
+use crate::jobs::{self, End, Order};
 use crate::render::{self, Look, Text, Tone};
 
 const HEADER: [&str; 6] = ["MODEL", "SERVED BY", "ON DISK OF", "SIZE", "WHAT", "CATALOGUE"];
 /// What a narrow terminal goes without.
 const SPARE: [&str; 1] = ["CATALOGUE"];
+/// How long the hives may take to say what they offer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What `rbee models --json` prints.
 #[derive(Debug, Serialize)]
@@ -44,7 +50,8 @@ struct OnDisk {
     models: Vec<ModelEntry>,
 }
 
-#[derive(Debug, Serialize)]
+/// A model of a catalogue, as hives tell it, too.
+#[derive(Debug, Serialize, Deserialize)]
 struct Offer {
     id: ModelId,
     family: String,
@@ -57,11 +64,25 @@ struct Offer {
     licence: String,
 }
 
+/// What comes of the queen's job `model_list`.
+#[derive(Debug, Deserialize)]
+struct Told {
+    hives: BTreeMap<HiveId, ToldOfHive>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ToldOfHive {
+    catalogue: Vec<Offer>,
+}
+
 /// `rbee models`.
 pub(crate) async fn models(global: &Global, args: ModelsArgs) -> anyhow::Result<ExitCode> {
-    let catalogue = offers(&Catalogue::built_in());
+    let own = || anyhow::Ok(offers(&control::catalogue(&args.catalogue)?));
     if args.local {
-        let listing = control::open_store()?.list().await.map_err(control::StoreFailed)?;
+        let listing = control::open_store(&args.catalogue)?
+            .list()
+            .await
+            .map_err(control::StoreFailed)?;
         for damaged in listing.damaged.iter().filter(|damaged| damaged.id.is_none()) {
             render::note(&format!("{}: {}", damaged.path.display(), damaged.why));
         }
@@ -75,11 +96,12 @@ pub(crate) async fn models(global: &Global, args: ModelsArgs) -> anyhow::Result<
             &Models {
                 served: None,
                 on_disk,
-                catalogue,
+                catalogue: own()?,
             },
         );
     }
-    let fleet = match Client::new(global)?.fleet().await {
+    let client = Client::new(global)?;
+    let fleet = match client.fleet().await {
         Ok(fleet) => fleet,
         Err(error) => {
             // What can be had is of use to somebody who is about to start; the exit status still says what is missing.
@@ -88,20 +110,52 @@ pub(crate) async fn models(global: &Global, args: ModelsArgs) -> anyhow::Result<
                 &Models {
                     served: None,
                     on_disk: Vec::new(),
-                    catalogue,
+                    catalogue: own()?,
                 },
             )?;
             return Err(error.into());
         }
+    };
+    let told = match fleet.hives.as_slice() {
+        [] => Vec::new(),
+        _ => told(&client.queen()).await.unwrap_or_else(|error| {
+            render::note(&format!(
+                "what the hives offer is not known, and this program's own catalogue is shown: {error:#}"
+            ));
+            Vec::new()
+        }),
     };
     show(
         global,
         &Models {
             served: Some(served(&fleet)),
             on_disk: on_disk(fleet),
-            catalogue,
+            catalogue: if told.is_empty() { own()? } else { told },
         },
     )
+}
+
+/// The catalogues of all hives that answer: each may have one of its own.
+async fn told(queen: &Api) -> anyhow::Result<Vec<Offer>> {
+    let all = async {
+        let job = jobs::start(queen, &Order::from(Operation::ModelList {})).await?;
+        jobs::follow(queen, &job, |_| Ok(())).await
+    };
+    match tokio::time::timeout(PATIENCE, all).await {
+        Ok(Ok(End::Succeeded(told))) => Ok(united(serde_json::from_value(told)?)),
+        Ok(Ok(End::Failed(reason))) => bail!("{reason}"),
+        Ok(Ok(End::Cancelled | End::Interrupted)) => bail!("the job was cancelled by somebody else"),
+        Ok(Err(error)) => Err(error),
+        Err(_) => bail!("not all of them have answered within {} s", PATIENCE.as_secs()),
+    }
+}
+
+fn united(told: Told) -> Vec<Offer> {
+    let mut offers = BTreeMap::new();
+    for offer in told.hives.into_values().flat_map(|hive| hive.catalogue) {
+        offers.entry(offer.id.clone()).or_insert(offer);
+    }
+    offers.into_values().collect()
 }
 
 fn offers(catalogue: &Catalogue) -> Vec<Offer> {
@@ -300,6 +354,21 @@ mod tests {
                 "b 2 workers, 1 ready gpu-box 2.0 MB 8.2B Q4_K -"
             ]
         );
+    }
+
+    #[test]
+    fn what_any_hive_offers_can_be_had_and_is_listed_once() {
+        let offer = |id: &str| {
+            serde_json::json!({"id": id, "family": "llama", "chat": true, "size_bytes": null, "parameters": 1,
+                   "quantization": "Q8_0", "context_length": 2_048, "licence": "MIT"})
+        };
+        let told = serde_json::json!({"failed": {"h3": "it is lost"}, "hives": {
+            "h1": {"models": [], "catalogue": [offer("a"), offer("b")]},
+            "h2": {"models": [], "catalogue": [offer("a"), offer("mine")]},
+        }});
+        let offers = united(serde_json::from_value(told).unwrap());
+        let names: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
+        assert_eq!(names, ["a", "b", "mine"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ const HEARD_LIMIT: Duration = Duration::from_secs(20);
 
 /// `rbee up`.
 pub(crate) async fn up(mut global: Global, args: UpArgs, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
-    let http = daemon::client::new().context("read the system's certificates")?;
+    let http = daemon::client::new().context("make an HTTP client")?;
     let plan = Plan::new(&http, args, &mut global).await?;
     // From here on, the fleet is the one that this command starts.
     global.queen_url = plan.queen_url.clone();

@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use futures_util::StreamExt;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 /// Runs the program without anything of the user's environment.
 fn rbee(args: &[&str]) -> Command {
@@ -51,7 +52,10 @@ async fn without_a_queen_the_exit_status_is_3_and_the_remedy_is_named() {
         &["run", "m", "hi"],
         &["models"],
         &["pull", "m"],
+        &["rm", "m"],
+        &["spawn", "m"],
         &["stop", "w"],
+        &["logs", "w"],
         &["why", "m"],
         &["decisions"],
         &["serve", "m"],
@@ -98,6 +102,52 @@ async fn a_command_line_that_is_not_valid_has_the_exit_status_2() {
 }
 
 #[tokio::test]
+async fn a_misspelt_variable_is_named_by_commands_and_daemons_alike() {
+    // A queen ends at once where somebody listens already.
+    let port = serve(Router::new()).await.rsplit_once(':').unwrap().1.to_owned();
+    for args in [
+        &["ps", "--queen-url", "http://127.0.0.1:1"][..],
+        &["queen", "--port", &port],
+        &["worker"],
+    ] {
+        let mut command = rbee(args);
+        command.envs([
+            ("RBEE_TOKN", "correct-horse"),
+            ("RBEE_HIVE_PORT", "1"),
+            ("RBEE_SLOTS", "1"),
+        ]);
+        let output = finished(command).await;
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("RBEE_TOKN has no effect") && said.contains("RBEE_TOKEN?"),
+            "{said}"
+        );
+        assert_eq!(said.matches("has no effect").count(), 1, "{said}");
+        assert!(!said.contains("correct-horse"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_queen_does_not_stay_open_for_a_key_under_the_clients_name() {
+    let port = serve(Router::new()).await.rsplit_once(':').unwrap().1.to_owned();
+    let started = async |more: &[&str], variables: &[(&str, &str)]| {
+        let mut command = rbee(&[&["queen", "--port", &port], more].concat());
+        command
+            .envs(variables.iter().copied())
+            .env("RBEE_API_KEY", "correct-horse");
+        let output = finished(command).await;
+        (output.status.code(), text(&output.stderr).contains("RBEE_API_KEYS"))
+    };
+    assert_eq!(started(&[], &[]).await, (Some(2), true));
+    // These come as far as the port, which is taken.
+    assert_eq!(started(&["--insecure"], &[]).await, (Some(1), false));
+    assert_eq!(
+        started(&[], &[("RBEE_API_KEYS", "battery-staple")]).await,
+        (Some(1), false)
+    );
+}
+
+#[tokio::test]
 async fn names_reach_the_queen_as_they_were_given() {
     // Answers with the request itself.
     let echo = async |method: Method, uri: Uri, body: String| {
@@ -126,6 +176,61 @@ async fn names_reach_the_queen_as_they_were_given() {
         let output = finished(rbee(&[args, &["--json", "--queen-url", &url]].concat())).await;
         let heard: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(heard, json!({"method": method, "uri": uri, "body": body}), "{args:?}");
+    }
+}
+
+/// A queen who takes any job, and whose hive `box` does all at once.
+async fn serve_jobs() -> (String, mpsc::UnboundedReceiver<Value>) {
+    let (told, orders) = mpsc::unbounded_channel();
+    let accept = async move |Json(order): Json<Value>| {
+        told.send(order).unwrap();
+        Json(json!({"job_id": "j", "stream_url": "/v1/jobs/j/stream"}))
+    };
+    let result = json!({
+        "id": "m", "size_bytes": 1_000_000, "freed_bytes": 1_000_000, "worker_id": "w1", "model": "m", "device": "cpu",
+        "hive_id": "box",
+    });
+    let running = json!({"seq": 0, "timestamp": "2026-01-02T03:04:05Z", "state": "running", "message": "a line"});
+    let last = json!({"seq": 1, "timestamp": "2026-01-02T03:04:05Z", "state": "succeeded", "result": result});
+    let events = format!("data: {running}\n\ndata: {last}\n\n");
+    let router = Router::new()
+        .route("/v1/jobs", post(accept))
+        .route("/v1/jobs/j/stream", get(async || events));
+    (serve(router).await, orders)
+}
+
+#[tokio::test]
+async fn work_is_ordered_of_the_queen_who_says_which_hive_did_it() {
+    let (url, mut orders) = serve_jobs().await;
+    for (args, order, said) in [
+        (
+            &["pull", "m"][..],
+            json!({"operation": "model_pull", "model": "m"}),
+            "m is on box: 1.0 MB\n",
+        ),
+        (
+            &["rm", "m", "--hive", "box"],
+            json!({"operation": "model_delete", "model": "m", "hive_id": "box"}),
+            "m is removed from box: 1.0 MB are free\n",
+        ),
+        (
+            &["spawn", "m", "--slots", "2"],
+            json!({"operation": "worker_spawn", "model": "m", "slots": 2}),
+            "w1 serves m on box cpu\n",
+        ),
+        (
+            &["logs", "w1", "--hive", "box"],
+            json!({"operation": "worker_logs", "worker_id": "w1", "hive_id": "box"}),
+            "a line\n",
+        ),
+    ] {
+        let output = finished(rbee(&[args, &["--queen-url", &url]].concat())).await;
+        assert_eq!(text(&output.stdout), said, "{args:?}: {}", text(&output.stderr));
+        let heard = orders.recv().await.unwrap();
+        for (field, value) in order.as_object().unwrap() {
+            assert_eq!(heard[field], *value, "{args:?}: {heard}");
+        }
+        assert_eq!(heard.get("hive_id"), order.get("hive_id"), "{args:?}: {heard}");
     }
 }
 

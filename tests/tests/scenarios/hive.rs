@@ -1,9 +1,12 @@
 //! A hive looks after its workers.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use queen_rbee::fleet::Liveness;
+use rbee_tests::chats::Endless;
 use rbee_tests::process::is_alive;
 use rbee_tests::{Cluster, Process, Program, eventually, http, models};
 use serde_json::{Value, json};
@@ -74,7 +77,7 @@ async fn a_ctrl_c_in_the_terminal_of_a_hive_lets_running_answers_finish() {
 /// Takes more than five seconds: a real model is loaded.
 #[tokio::test]
 async fn a_worker_that_outlived_its_hive_can_be_stopped() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::with(["--heartbeat-interval-ms", "1000", "--heartbeat-ttl-ms", "3000"]).await;
     let mut hive = cluster.hive().await;
     let spawned = cluster.job(&hive, &spawn()).await;
     let id = spawned["result"]["worker_id"]
@@ -190,18 +193,17 @@ async fn a_worker_that_nobody_asks_is_stopped_and_one_that_answers_is_not() {
     let cluster = Cluster::start().await;
     let hive = cluster.hive().await;
     let mut operation = spawn();
-    operation["keep_alive_s"] = json!(1);
+    operation["keep_alive_s"] = json!(3);
     let spawned = cluster.job(&hive, &operation).await;
     let pid = spawned["result"]["pid"]
         .as_i64()
         .unwrap_or_else(|| panic!("{spawned:#}")) as i32;
     cluster.until_ready(models::SMOLLM2, 1).await;
     // It writes for longer than it may rest.
-    let mut body = rbee_tests::cluster::chat_body(models::SMOLLM2, "Tell me a long story.");
-    body["stream"] = json!(true);
-    body["max_tokens"] = json!(400);
-    let lines: Vec<String> = http::post_stream(cluster.chat_url(), &body).await.collect().await;
-    assert_eq!(lines.last().map(String::as_str), Some("[DONE]"));
+    let story = Endless::begin(&cluster.chat_url(), "Tell me a long story.").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(is_alive(pid) && story.goes_on());
+    drop(story);
     eventually("the worker is stopped", async || (!is_alive(pid)).then_some(())).await;
     let listed = cluster.job(&hive, &json!({"operation": "worker_list"})).await;
     assert_eq!(listed["result"]["workers"], json!([]), "it is not started again");
@@ -240,7 +242,8 @@ async fn what_a_worker_prints_can_be_read_and_followed_to_its_end() {
         .await;
     assert!(followed.ended().await.success());
     assert!(followed.log().contains("draining"), "{}", followed.log());
-    let mut afterwards = logs(&["--hive", &hive.url()]);
+    let hive_id = cluster.fleet().await.hives[0].id.to_string();
+    let mut afterwards = logs(&["--hive", &hive_id]);
     assert!(afterwards.ended().await.success(), "the log of one that has ended");
     assert!(afterwards.log().contains("draining"), "{}", afterwards.log());
 }

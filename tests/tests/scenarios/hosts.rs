@@ -5,13 +5,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use queen_rbee::fleet::{FleetView, Liveness, WorkerView};
-use rbee_tests::net::{Host, Lan, Queen, hive, worker};
+use rbee_tests::net::{Host, Lan, Queen, Wall, hive, worker};
 use rbee_tests::process::is_alive;
-use rbee_tests::{Process, Program, cluster, models};
+use rbee_tests::{Process, Program, cluster, eventually, models};
 use serde_json::json;
 
 /// A queen's settings: losses are seen soon, and a busy machine does not cause them.
-pub(crate) const PACE: [&str; 4] = ["--heartbeat-interval-ms", "700", "--heartbeat-ttl-ms", "2500"];
+pub(crate) const PACE: [&str; 4] = ["--heartbeat-interval-ms", "700", "--heartbeat-ttl-ms", "4000"];
 
 /// A hive on this host.
 pub(crate) async fn start_hive(host: &Host, id: &str, queen_url: &str) -> Process {
@@ -67,6 +67,58 @@ async fn the_queen_dials_the_address_that_a_workers_heartbeat_came_from() {
     );
     let answer = queen.chat(models::SMOLLM2).await;
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Takes more than five seconds: a real model is loaded.
+#[tokio::test]
+async fn whoever_reaches_only_the_queen_commands_the_whole_fleet() {
+    models::smollm2().await;
+    let Some(lan) = Lan::build() else { return };
+    let token = ["--token", "a-fleet-token"];
+    let queen = Queen::start(&lan, &token).await;
+    let (host, laptop) = (lan.host().await, lan.host().await);
+    host.shut_out(&laptop, Wall::Refuses);
+    let url = queen.url();
+    let args = ["--port", "0", "--hive-id", "box", "--queen-url", &url];
+    let hive_process = host.daemon(Program::Hive, args.into_iter().chain(token)).await;
+    queen
+        .until("the hive is ready", |fleet| {
+            hive(fleet, "box").filter(|hive| hive.ready).cloned()
+        })
+        .await;
+    let rbee = async |args: &[&str]| {
+        let mut command = laptop.command(Program::Rbee);
+        command
+            .env("RBEE_QUEEN_URL", &url)
+            .env("RBEE_TOKEN", "a-fleet-token")
+            .args(args);
+        command.output().await.unwrap()
+    };
+    let said = async |args: &[&str]| {
+        let output = rbee(args).await;
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let unheard = rbee(&["health", &hive_process.url()]).await;
+    assert_eq!(unheard.status.code(), Some(1), "the wall stands: {unheard:?}");
+
+    let pulled = said(&["pull", models::SMOLLM2]).await;
+    assert!(pulled.contains("is on box"), "{pulled}");
+    let spawned = said(&["spawn", models::SMOLLM2]).await;
+    assert!(spawned.contains("on box cpu"), "{spawned}");
+    let worker = spawned.split_whitespace().next().unwrap();
+    eventually("the queen knows that it is ready", async || {
+        said(&["models"]).await.contains("1 worker, 1 ready").then_some(())
+    })
+    .await;
+    assert_eq!(said(&["logs", worker, "-n", "1"]).await.lines().count(), 1);
+    let in_use = rbee(&["rm", models::SMOLLM2, "--json"]).await;
+    let reason = String::from_utf8_lossy(&in_use.stderr);
+    assert!(in_use.status.code() == Some(1) && reason.contains(worker), "{reason}");
+    let stopped = said(&["stop", &worker[..worker.len() - 1]]).await;
+    assert!(stopped.contains("is stopped"), "{stopped}");
+    let afterwards = said(&["logs", worker, "--hive", "box"]).await;
+    assert!(afterwards.contains("draining"), "{afterwards}");
 }
 
 /// Takes more than five seconds: a model is loaded twice.
@@ -162,7 +214,7 @@ async fn a_killed_hive_is_noticed_and_its_worker_goes_on() {
     let ((), soon) = queen.until("the hive is not online", down).await;
     figure("hive killed, until suspect at the queen", soon);
     let ((), late) = queen.until("the hive is lost", at_least(&[Liveness::Lost])).await;
-    figure("hive killed, until lost (TTL 2.5 s and one sweep)", soon + late);
+    figure("hive killed, until lost (TTL 4 s and one sweep)", soon + late);
 
     let fleet = queen.fleet().await;
     let after = ready_worker(&fleet, &id).expect("its worker is ready");
@@ -213,9 +265,9 @@ async fn a_queen_that_was_stopped_for_a_while_takes_nobody_for_lost_when_she_wak
         "--heartbeat-interval-ms",
         "1000",
         "--heartbeat-ttl-ms",
-        "3000",
+        "5000",
         "--retention-ms",
-        "3000",
+        "5000",
     ];
     let queen = Queen::start(&lan, &args).await;
     let (one, other) = (lan.host().await, lan.host().await);
@@ -226,10 +278,10 @@ async fn a_queen_that_was_stopped_for_a_while_takes_nobody_for_lost_when_she_wak
     let (before, _) = queen.until("the fleet is whole", whole).await;
 
     queen.process.signal(Signal::SIGSTOP);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
     queen.process.signal(Signal::SIGCONT);
     queen
-        .watch(Duration::from_secs(4), |fleet| {
+        .watch(Duration::from_secs(6), |fleet| {
             let liveness = fleet.hives.iter().map(|hive| hive.liveness);
             let mut liveness = liveness.chain(fleet.workers.iter().map(|worker| worker.liveness));
             assert!(liveness.all(|liveness| liveness != Liveness::Lost), "{fleet:#?}");

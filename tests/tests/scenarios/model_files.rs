@@ -35,7 +35,7 @@ async fn a_model_that_another_host_has_is_copied_from_there_and_then_served() {
     models::smollm2().await;
     let (cluster, folder) = (Cluster::start().await, TempDir::new().unwrap());
     let holder = cluster.hive().await;
-    let lonely = cut_off_hive(&cluster, folder.path(), &[]).await;
+    let lonely = cut_off_hive(&cluster, folder.path(), &["--hive-id", "lonely"]).await;
     let holders = format!("{}/v1/model-holders?reference={}", cluster.url(), models::SMOLLM2);
     eventually("the queen knows who has the model", async || {
         let answer = http::get(&holders).await;
@@ -65,16 +65,20 @@ async fn a_model_that_another_host_has_is_copied_from_there_and_then_served() {
     cluster
         .job(&lonely, &json!({"operation": "worker_stop", "worker_id": worker}))
         .await;
-    let mut rm = Program::Rbee.command();
-    rm.args([
-        "--queen-url",
-        &cluster.url(),
-        "rm",
-        models::SMOLLM2,
-        "--hive",
-        &lonely.url(),
-    ]);
-    assert!(Process::spawn(rm).ended().await.success());
+    // The queen does not guess which of two is meant.
+    let url = cluster.url();
+    let rm = async |more: &[&str]| {
+        let mut rm = Program::Rbee.command();
+        rm.args(["--queen-url", &url, "rm", models::SMOLLM2]).args(more);
+        rm.output().await.unwrap()
+    };
+    let unsure = rm(&[]).await;
+    assert_eq!(unsure.status.code(), Some(1), "{unsure:?}");
+    let reason = String::from_utf8_lossy(&unsure.stderr);
+    assert!(reason.contains("--hive") && reason.contains("lonely"), "{reason}");
+    let removed = rm(&["--hive", "lonely"]).await;
+    let said = String::from_utf8_lossy(&removed.stdout);
+    assert!(said.contains("is removed from lonely"), "{removed:?}");
     let listed = http::get(format!("{}/v1/models", lonely.url())).await;
     assert_eq!(listed.body["models"], json!([]), "{listed:?}");
 }

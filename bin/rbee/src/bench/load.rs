@@ -5,14 +5,13 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use daemon::Secret;
-use eventsource_stream::Eventsource;
 use futures_util::{StreamExt, stream};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use shared_contract::{ErrorBody, ErrorObject};
 use tokio::time::{Instant, timeout};
 
-use crate::api::{self, root_cause};
+use crate::answer::stream::{Choice, Chunk, Chunks, Fault};
+use crate::api::root_cause;
 use crate::render;
 
 /// Longest silence of a server: a model that is loaded for the first request takes its time.
@@ -148,6 +147,16 @@ impl Failure {
     }
 }
 
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        let text = format!("broke off: {fault}");
+        match fault {
+            Fault::Refused(ErrorObject { code, .. }) => Self { text, code },
+            _ => Self::new(text),
+        }
+    }
+}
+
 /// Texts that begin differently each time, in this run and in every other one.
 #[derive(Debug)]
 pub(super) struct Prompts {
@@ -257,21 +266,12 @@ impl Server {
             let body = in_time(response.bytes()).await?.unwrap_or_default();
             return Err(refused(status, &body));
         }
-        let bytes = response
-            .bytes_stream()
-            .map(|item| item.map_err(|error| root_cause(&error)));
-        let mut events = std::pin::pin!(bytes.eventsource());
+        let mut chunks = Chunks::of(response, |_| Ok(()));
         let mut timeline = Timeline::default();
-        while let Some(event) = in_time(events.next()).await? {
-            let event = event.map_err(|error| Failure::new(format!("broke off: {}", api::stream_fault(error))))?;
-            if event.data == "[DONE]" {
-                return timeline.finish(sent);
-            }
-            let chunk: Chunk = serde_json::from_str(&event.data)
-                .map_err(|error| Failure::new(format!("{error} in an event of the stream")))?;
-            timeline.take(chunk, Instant::now())?;
+        while let Some(chunk) = in_time(chunks.next()).await?? {
+            timeline.take(chunk, Instant::now());
         }
-        Err(Failure::new("broke off before [DONE]"))
+        timeline.finish(sent)
     }
 
     fn request(&self, ask: &Ask) -> (&'static str, Value) {
@@ -307,95 +307,34 @@ fn refused(status: u16, body: &[u8]) -> Failure {
     }
 }
 
-/// One event of either endpoint's stream, as far as it matters here.
-#[derive(Debug, Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    error: Option<ErrorObject>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    text: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
-    /// Where some servers put what a model thinks before it answers.
-    #[serde(default, alias = "reasoning")]
-    reasoning_content: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: Option<u64>,
-    #[serde(default)]
-    completion_tokens: Option<u64>,
-    #[serde(default)]
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PromptDetails {
-    #[serde(default)]
-    cached_tokens: Option<u64>,
-}
-
-impl Choice {
-    fn has_text(&self) -> bool {
-        let delta = self
-            .delta
-            .iter()
-            .flat_map(|delta| [&delta.content, &delta.reasoning_content]);
-        delta.chain([&self.text]).flatten().any(|text| !text.is_empty())
-    }
-}
-
 /// An answer while it comes.
 #[derive(Debug, Default)]
 struct Timeline {
     texts: Vec<Instant>,
-    usage: Option<Usage>,
+    usage: Option<Value>,
 }
 
 impl Timeline {
-    fn take(&mut self, chunk: Chunk, now: Instant) -> Result<(), Failure> {
-        if let Some(error) = chunk.error {
-            return Err(Failure::new(format!("broke off: {}", render::clean(&error.message))));
-        }
-        if chunk.choices.iter().any(Choice::has_text) {
+    fn take(&mut self, chunk: Chunk, now: Instant) {
+        if chunk.choices.iter().any(Choice::has_words) {
             self.texts.push(now);
         }
         self.usage = chunk.usage.or(self.usage.take());
-        Ok(())
     }
 
     fn finish(self, sent: Instant) -> Result<Sample, Failure> {
         let Some(first) = self.texts.first() else {
             return Err(Failure::new("the answer has no text"));
         };
-        let counted = self.usage.as_ref().and_then(|usage| usage.completion_tokens);
-        let details = self
-            .usage
-            .as_ref()
-            .and_then(|usage| usage.prompt_tokens_details.as_ref());
+        let count = |path: &str| self.usage.as_ref()?.pointer(path)?.as_u64();
+        let counted = count("/completion_tokens");
         Ok(Sample {
             ttft: *first - sent,
             gaps: self.texts.windows(2).map(|pair| pair[1] - pair[0]).collect(),
             tokens: counted.unwrap_or(self.texts.len() as u64),
             is_counted: counted.is_some(),
-            cached_tokens: details.and_then(|details| details.cached_tokens),
-            prompt_tokens: self.usage.and_then(|usage| usage.prompt_tokens),
+            prompt_tokens: count("/prompt_tokens"),
+            cached_tokens: count("/prompt_tokens_details/cached_tokens"),
         })
     }
 }
@@ -442,7 +381,7 @@ mod tests {
     async fn tokens_are_what_the_server_counted_and_gaps_lie_between_events_with_text() {
         const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n\
-            data: {\"choices\":[{\"delta\":{\"reasoning\":\"b\"}}]}\n\n\
+            data: {\"choices\":[{\"delta\":{\"reasoning\":\"b\",\"reasoning_content\":\"b\"}}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"content\":\"c\"}}]}\n\n\
             data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\n";
         let whole: &'static str = Box::leak(format!("{EVENTS}{USAGE}").into_boxed_str());
@@ -462,7 +401,7 @@ mod tests {
     async fn an_answer_without_its_end_or_without_text_or_with_an_error_is_a_failure() {
         let failure = async |events| answered(events).await.unwrap_err().to_string();
         let text = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-        assert_eq!(failure(text).await, "broke off before [DONE]");
+        assert_eq!(failure(text).await, "broke off: the stream ended without [DONE]");
         assert_eq!(failure("data: [DONE]\n\n").await, "the answer has no text");
         let error =
             "data: {\"error\":{\"message\":\"gone\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\n";

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use self::load::{Ask, Failure, Prompts, Round, Server, Until};
 use self::report::{ClientCost, Figures, Level, Report};
+use crate::answer::NO_CHAT;
 use crate::cli::{BenchArgs, Global};
 use crate::fleet::Client;
 use crate::render::{self, Look};
@@ -28,8 +29,6 @@ const TURNS: u32 = 2;
 const LEAST_REQUESTS: u32 = 4;
 /// Tokens that a warm-up asks for.
 const WARM_UP_TOKENS: u32 = 4;
-/// The worker's word for a model without a chat template.
-const NO_CHAT: &str = "no_chat_template";
 /// Processor time of the calling thread on Linux; its first number, in nanoseconds.
 const THREAD_TIME: &str = "/proc/thread-self/schedstat";
 const BAR: &str = "{spinner} {msg} {bar:30} {pos}/{len} ETA {eta}";
@@ -108,7 +107,7 @@ impl Source {
 
 impl<'a> Bench<'a> {
     fn new(global: &Global, args: &'a BenchArgs) -> anyhow::Result<Self> {
-        let http = || daemon::client::new().context("read the system's certificates");
+        let http = || daemon::client::new().context("make an HTTP client");
         let mut servers = vec![Server {
             name: "queen".to_owned(),
             base: global.queen_url.to_string(),

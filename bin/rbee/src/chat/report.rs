@@ -18,7 +18,7 @@ pub(super) fn greeting(model: &Listed, is_raw: bool) -> String {
         text.push('\n');
         text.push_str(&base_model(&model.id));
     }
-    text.push_str("\n/help shows the commands, Ctrl-D ends.");
+    text.push_str("\n/help shows the commands, Ctrl-C stops an answer, Ctrl-D ends the chat.");
     text
 }
 
@@ -111,7 +111,7 @@ mod tests {
     fn the_greeting_says_what_the_first_question_will_meet() {
         assert_eq!(
             greeting(&listed("ready"), false),
-            "m, a context of 8192 tokens\n/help shows the commands, Ctrl-D ends."
+            "m, a context of 8192 tokens\n/help shows the commands, Ctrl-C stops an answer, Ctrl-D ends the chat."
         );
         assert!(greeting(&listed("on_disk"), false).contains("your first question loads it"));
         assert!(greeting(&listed("ready"), true).contains("base model"));

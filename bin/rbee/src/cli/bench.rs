@@ -57,13 +57,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "URL[=MODEL]")]
     pub(crate) beside: Vec<Beside>,
     /// API key of those servers; the fleet's key and token are not sent there
-    #[arg(
-        long,
-        env = "RBEE_BESIDE_KEY",
-        hide_env_values = true,
-        value_name = "KEY",
-        requires = "beside"
-    )]
+    #[arg(long, env = "RBEE_BESIDE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) beside_key: Option<Secret>,
 }
 

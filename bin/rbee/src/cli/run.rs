@@ -15,7 +15,7 @@ Examples:
   rbee run smollm2-135m-instruct --file notes.txt \"Sum this up in a sentence.\"
   rbee run gemma3-270m --raw \"Once upon a time\"
 
-In a chat, Ctrl-C stops the answer and Ctrl-D ends the chat. What you type there is kept in \
+Ctrl-C stops the answer; in a chat, Ctrl-D ends the chat. What you type in chats is kept in \
 $XDG_STATE_HOME/rbee/chat-history (else ~/.local/state/rbee), for this user only.")]
 pub(crate) struct RunArgs {
     /// Model as the fleet names it (`rbee models`)

@@ -11,7 +11,7 @@ use serde_json::Value;
 use shared_contract::HealthStatus;
 
 use super::{Finding, Status};
-use crate::api::{self, Api, root_cause};
+use crate::api::{self, Api, Peer, root_cause};
 use crate::cli::{BaseUrl, Global, QUEEN_PORT};
 use crate::fleet::Client;
 use crate::render;
@@ -306,13 +306,23 @@ fn of_members(fleet: &FleetView) -> Vec<Finding> {
     ]
 }
 
-/// Calls each member from here, as `rbee logs` and `rbee spawn` do.
+/// Calls each member from here, as a host does that fetches a model's files from another one.
 async fn reached(client: &Client<'_>, fleet: &FleetView) -> Vec<Finding> {
     let is_there = |liveness| matches!(liveness, Liveness::Online | Liveness::Suspect);
     let hives = fleet.hives.iter().filter(|hive| is_there(hive.liveness));
-    let hives = hives.map(|hive| (format!("hive {}", hive.id), client.hive_at(hive)));
+    let hives = hives.map(|hive| {
+        (
+            format!("hive {}", hive.id),
+            client.member(Peer::Hive, hive.id.as_str(), &hive.base_url),
+        )
+    });
     let workers = fleet.workers.iter().filter(|worker| is_there(worker.liveness));
-    let workers = workers.map(|worker| (worker.id.to_string(), client.worker_at(worker)));
+    let workers = workers.map(|worker| {
+        (
+            worker.id.to_string(),
+            client.member(Peer::Worker, worker.id.as_str(), &worker.base_url),
+        )
+    });
     let members: Vec<_> = hives.chain(workers).collect();
     let calls = stream::iter(members).map(|(name, api)| async move {
         let failure = match api {
@@ -341,7 +351,7 @@ fn of_reached(answers: &[(String, Option<String>)]) -> Vec<Finding> {
         .filter_map(|(name, failure)| Some((name, failure.as_ref()?)))
         .map(|(name, failure)| {
             found(CHECK, Status::Warn, format!("{name}: {failure}"))
-                .next("clients need only the queen; run commands about this member where it can be reached")
+                .next("commands and clients need only the queen; let hosts of the fleet reach each other")
         })
         .collect();
     match (answers.len(), failed.len()) {
@@ -565,7 +575,7 @@ mod tests {
             ("token", Status::Fail)
         );
         let nobody = api::Error::Unreachable {
-            peer: api::Peer::Queen,
+            peer: Peer::Queen,
             url: String::new(),
             reason: String::new(),
         };

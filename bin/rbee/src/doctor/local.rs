@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use daemon::client::NoCertificates;
 use device_monitor::{Host, LocalOptions, Monitor, Options, Snapshot};
 use hive_contract::{DeviceInfo, DeviceKind};
 use model_store::{Listing, ModelStore, StoreOptions};
@@ -35,11 +36,9 @@ pub(super) async fn examine(args: &DoctorArgs) -> Vec<Finding> {
                 findings.push(of_port(daemon, flag, port, port::holder(&http, port).await));
             }
         }
-        Err(error) => findings.push(
-            found("certificates", Status::Fail, crate::api::root_cause(&error))
-                .next("install the system's ca-certificates"),
-        ),
+        Err(error) => findings.push(found("HTTP client", Status::Fail, crate::api::root_cause(&error))),
     }
+    findings.push(of_certificates(daemon::client::certificates()));
     let worker = worker_program().await;
     match tokio::task::spawn_blocking(snapshot).await {
         Ok(Ok(snapshot)) => {
@@ -90,6 +89,14 @@ fn snapshot() -> Result<Snapshot, device_monitor::Error> {
         ..Options::default()
     };
     Ok(Monitor::start(Host::local(&LocalOptions::default())?, options)?.snapshot())
+}
+
+/// A fleet that speaks http needs none; hubs and what is behind a proxy with TLS do.
+fn of_certificates(certificates: Result<(), NoCertificates>) -> Finding {
+    match certificates {
+        Ok(()) => found("certificates", Status::Ok, "https servers can be told from impostors"),
+        Err(error) => found("certificates", Status::Warn, error.to_string()),
+    }
 }
 
 fn of_memory(available_mb: Option<u64>) -> Finding {

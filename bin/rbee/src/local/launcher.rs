@@ -9,6 +9,9 @@ use tokio::process::Command;
 
 use crate::cli::{BaseUrl, Global};
 
+/// The queen's own variable for her keys.
+const KEYS: &str = "RBEE_API_KEYS";
+
 /// Starts daemons of this program's own, which keep logs and state below one folder.
 #[derive(Debug)]
 pub(crate) struct Launcher {
@@ -44,8 +47,7 @@ impl Launcher {
         }
         // Secrets never stand on a command line, where everybody on the machine can read them.
         if let Some(key) = &global.api_key {
-            let more = std::env::var_os("RBEE_API_KEYS").filter(|keys| !keys.is_empty());
-            command.env("RBEE_API_KEYS", joined(key.expose(), more));
+            command.env(KEYS, joined(key.expose(), set(KEYS)));
         }
         command
     }
@@ -72,7 +74,7 @@ impl Launcher {
         if let Some(host) = known_as {
             command.arg("--advertise-host").arg(host.to_string());
         }
-        command.env_remove("RBEE_API_KEYS");
+        command.env_remove(KEYS);
         command
     }
 
@@ -97,6 +99,15 @@ impl Launcher {
         };
         command
     }
+}
+
+/// Whether a queen that this program starts asks clients for a key: she reads her own variables, too.
+pub(crate) fn has_api_key(global: &Global) -> bool {
+    global.api_key.is_some() || set(KEYS).or_else(|| set("RBEE_API_KEY_FILE")).is_some()
+}
+
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 fn joined(key: &str, more: Option<OsString>) -> OsString {

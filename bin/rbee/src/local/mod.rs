@@ -11,6 +11,6 @@ mod say;
 
 pub(crate) use address::{own_address, reserve, url};
 pub(crate) use children::Children;
-pub(crate) use launcher::{Launcher, default_state_dir};
+pub(crate) use launcher::{Launcher, default_state_dir, has_api_key};
 pub(crate) use life::{START_POLL, healthy, live};
 pub(crate) use say::Say;

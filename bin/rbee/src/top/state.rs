@@ -161,7 +161,8 @@ impl Fleet {
 
     /// What all workers make together now.
     pub(super) fn tokens_per_second(&self) -> f64 {
-        self.workers.values().map(|member| rate(&member.view)).sum()
+        // The sum of no numbers would be -0.0, which people read as a mistake.
+        self.workers.values().fold(0.0, |sum, member| sum + rate(&member.view))
     }
 
     /// The last minute of all workers together.
@@ -221,6 +222,7 @@ pub(super) mod tests {
         assert!(fleet.hives.is_empty() && fleet.workers.contains_key("w-2"));
         fleet.apply(snapshot(&[], &[]), at(14));
         assert!(fleet.workers.is_empty(), "a snapshot replaces all");
+        assert_eq!(fleet.tokens_per_second().to_string(), "0");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::share;
 use crate::Usage;
 use crate::cli::{BaseUrl, Global, UpArgs};
 use crate::control;
-use crate::local::{Launcher, own_address, reserve, url};
+use crate::local::{Launcher, has_api_key, own_address, reserve, url};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -36,12 +36,13 @@ pub(crate) struct Plan {
     pub(crate) launcher: Launcher,
     hive: SocketAddr,
     insecure: bool,
+    catalogue: Option<PathBuf>,
 }
 
 impl Plan {
     /// Checks what can be checked: the model's name, the ports, the folders. Completes the secrets where they are to be shared.
     pub(crate) async fn new(http: &reqwest::Client, args: UpArgs, global: &mut Global) -> anyhow::Result<Self> {
-        check_model(&args.model)?;
+        check_model(&args.model, &control::catalogue(&args.catalogue)?)?;
         let host = args.host.unwrap_or(if args.share { EVERYWHERE } else { LOOPBACK });
         check_host(host, &args, global)?;
         if args.port == args.hive_port && args.port != 0 {
@@ -75,24 +76,33 @@ impl Plan {
             launcher,
             hive,
             insecure: args.insecure,
+            catalogue: args.catalogue.catalogue,
         })
     }
 
     /// The queen's command line and environment.
     pub(crate) fn queen_command(&self, global: &Global) -> Command {
-        self.launcher.queen(self.queen, global, self.insecure)
+        self.with_catalogue(self.launcher.queen(self.queen, global, self.insecure))
     }
 
     /// The hive's command line and environment.
     pub(crate) fn hive_command(&self, global: &Global) -> Command {
-        match &self.shared_url {
+        self.with_catalogue(match &self.shared_url {
             // Its beats come from where others find it, too.
             Some(shared) if !self.hive.ip().is_loopback() => self.launcher.hive(self.hive, shared, None, global),
             // The queen may see its beats come from another address of this machine, where nobody listens.
             _ => self
                 .launcher
                 .hive(self.hive, &self.queen_url, Some(self.known_as()), global),
+        })
+    }
+
+    /// Both must know the same names.
+    fn with_catalogue(&self, mut command: Command) -> Command {
+        if let Some(file) = &self.catalogue {
+            command.arg("--catalogue").arg(file);
         }
+        command
     }
 
     /// Where the queen, on this machine, finds the hive.
@@ -106,13 +116,12 @@ impl Plan {
 
 /// Finds out whether the queen would refuse to listen there, to say so in the words of this command.
 fn check_host(host: IpAddr, args: &UpArgs, global: &Global) -> Result<(), Usage> {
-    let has_key = global.api_key.is_some() || std::env::var_os("RBEE_API_KEYS").is_some_and(|keys| !keys.is_empty());
     if host.is_loopback() && args.share {
         return Err(Usage(format!(
             "--share is for other machines, and {host} cannot be reached from them"
         )));
     }
-    if host.is_loopback() || args.share || args.insecure || (global.token.is_some() && has_key) {
+    if host.is_loopback() || args.share || args.insecure || (global.token.is_some() && has_api_key(global)) {
         return Ok(());
     }
     Err(Usage(format!(
@@ -122,9 +131,8 @@ fn check_host(host: IpAddr, args: &UpArgs, global: &Global) -> Result<(), Usage>
 }
 
 /// Finds an unknown name before anything starts.
-fn check_model(model: &str) -> anyhow::Result<()> {
+fn check_model(model: &str, catalogue: &Catalogue) -> anyhow::Result<()> {
     let reference = control::reference(model)?;
-    let catalogue = Catalogue::built_in();
     if matches!(reference, ModelRef::Catalogue(_)) && catalogue.get(model).is_none() {
         let names: Vec<_> = catalogue.entries().iter().map(|entry| entry.id.as_str()).collect();
         let names = names.join(", ");
@@ -139,6 +147,7 @@ fn check_model(model: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::CatalogueArgs;
 
     fn args(host: Option<IpAddr>) -> UpArgs {
         UpArgs {
@@ -150,6 +159,7 @@ mod tests {
             share: false,
             insecure: false,
             state_dir: Some("/nonexistent".into()),
+            catalogue: CatalogueArgs::default(),
         }
     }
 
@@ -214,6 +224,31 @@ mod tests {
         assert!(plan.queen.ip().is_unspecified() && plan.hive.ip().is_unspecified());
         assert!(global.token.is_some() && global.api_key.is_some());
         assert!(plan.secrets_file.unwrap().is_file());
+    }
+
+    #[tokio::test]
+    async fn a_model_of_the_users_catalogue_is_known_to_both_daemons() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mine.toml");
+        let entry = "[[model]]\nid = \"mine\"\nfamily = \"llama\"\nparameters = 1\nquantization = \"Q8_0\"\n\
+                     licence = \"MIT\"\nlicence_url = \"https://example.org\"\ncontext_length = 1\n\
+                     file_name = \"mine.gguf\"\nchat = true\nparts = [{ reference = \"hf:me/mine/mine.gguf\" }]\n";
+        std::fs::write(&file, entry).unwrap();
+        let args = UpArgs {
+            model: "mine".into(),
+            catalogue: CatalogueArgs {
+                catalogue: Some(file.clone()),
+            },
+            ..args(None)
+        };
+        let plan = Plan::new(&daemon::client::new().unwrap(), args, &mut global())
+            .await
+            .unwrap();
+        for command in [plan.queen_command(&global()), plan.hive_command(&global())] {
+            let mut line = command.as_std().get_args();
+            line.find(|arg| *arg == "--catalogue");
+            assert_eq!(line.next(), Some(file.as_os_str()));
+        }
     }
 
     #[tokio::test]

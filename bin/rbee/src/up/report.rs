@@ -9,7 +9,7 @@ use shared_contract::{ModelId, WorkerId};
 
 use super::plan::Plan;
 use crate::cli::{BaseUrl, Global, QUEEN_PORT};
-use crate::local::{Children, Say};
+use crate::local::{Children, Say, has_api_key};
 
 /// The daemons run; they may not answer yet.
 #[derive(Debug, Serialize)]
@@ -65,7 +65,7 @@ impl Ready {
     pub(crate) fn tell(&self, say: Say, plan: &Plan, global: &Global) -> io::Result<()> {
         say.event("ready", self, || {
             let rbee = own_name();
-            let mut text = welcome(self, &plan.queen_url, global.api_key.is_some(), &rbee);
+            let mut text = welcome(self, &plan.queen_url, has_api_key(global), &rbee);
             if let Some(url) = &plan.shared_url {
                 text.push_str(&invitation(url, plan.secrets_file.as_deref(), global));
             }

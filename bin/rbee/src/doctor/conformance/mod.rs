@@ -84,7 +84,7 @@ const GROUPS: [(&str, &[Check]); 9] = [
 
 /// Runs the checklist.
 pub(super) async fn examine(base: &BaseUrl, key: Option<Secret>, model: Option<&str>) -> anyhow::Result<Report> {
-    let http = daemon::client::new().context("read the system's certificates")?;
+    let http = daemon::client::new().context("make an HTTP client")?;
     let subject = Subject::meet(http, base, key, model).await?;
     let mut findings = Vec::new();
     for (group, checks) in GROUPS {
