@@ -200,6 +200,23 @@ async fn every_variable_that_a_package_names_is_read_by_a_program() {
 }
 
 #[test]
+fn the_images_are_built_with_the_toolchain_of_the_tree() {
+    let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let toolchain = read(manifest_folder().join("../../rust-toolchain.toml"));
+    let version = toolchain
+        .lines()
+        .find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'))
+        .expect("a channel");
+    for file in ["Containerfile", "Containerfile.cuda"] {
+        let file = read(packaging("containers").join(file));
+        assert!(
+            file.contains(&format!("\nARG RUST_VERSION={version}\n")),
+            "{version}: {file}"
+        );
+    }
+}
+
+#[test]
 fn every_file_of_the_debian_package_is_there() {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
@@ -309,11 +326,12 @@ async fn print_config(daemon: &str, settings: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A command in an environment without the user's settings.
+/// A command in an environment without the user's settings, on a system without certificates: this fleet speaks http.
 fn clean(program: PathBuf) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(program);
     command
         .env_clear()
+        .env("SSL_CERT_FILE", "/nonexistent")
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .kill_on_drop(true);
     command

@@ -35,7 +35,7 @@ pub(crate) struct DoctorArgs {
     /// Folder of the models [default: $RBEE_MODELS, $XDG_CACHE_HOME/rbee/models or ~/.cache/rbee/models]
     #[arg(long, value_name = "FOLDER", conflicts_with = "api")]
     pub(crate) models_dir: Option<PathBuf>,
-    /// Folder for logs and the daemons' state [default: $XDG_STATE_HOME/rbee or ~/.local/state/rbee]
+    /// Folder for logs and the daemons' state [default: $RBEE_STATE_DIR, $XDG_STATE_HOME/rbee or ~/.local/state/rbee]
     #[arg(long, value_name = "FOLDER", conflicts_with = "api")]
     pub(crate) state_dir: Option<PathBuf>,
 }

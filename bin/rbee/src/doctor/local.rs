@@ -55,7 +55,10 @@ pub(super) async fn examine(args: &DoctorArgs) -> Vec<Finding> {
     }
     let models = args.models_dir.clone().map_or_else(model_store::default_root, Ok);
     findings.extend(of_models(models.map_err(|error| error.to_string())).await);
-    let state = args.state_dir.clone().map_or_else(default_state_dir, Ok);
+    // Where a daemon's own folder is set, as in an image, that is the one which counts.
+    let set = || std::env::var_os("RBEE_STATE_DIR").filter(|folder| !folder.is_empty());
+    let state = args.state_dir.clone().or_else(|| set().map(PathBuf::from));
+    let state = state.map_or_else(default_state_dir, Ok);
     let state = state.map_err(|error| format!("{error:#}"));
     findings.push(of_folder(
         "state folder",
