@@ -70,10 +70,11 @@ impl KnownModel {
             Sources {
                 reference: Some(reference),
                 ..
-            } if !is_of_one_host(reference) => Some(reference.to_owned()),
+            // While no hive has told of a path, each is asked to look for itself.
+            } if copies.is_empty() || !is_of_one_host(reference) => Some(reference.to_owned()),
             _ => shared.cloned(),
         };
-        if source.is_none() && copies.is_empty() && sources.reference.is_none() {
+        if source.is_none() && copies.is_empty() {
             return None;
         }
         let facts = largest.and_then(|entry| entry.facts.as_ref());
@@ -235,6 +236,19 @@ mod tests {
         );
         let known = known.unwrap();
         assert_eq!(known.reference_on(&hive("a")), Some("file:/m/tiny.gguf"));
+        assert_eq!(known.reference_on(&hive("b")), None);
+    }
+
+    #[test]
+    fn a_path_that_no_hive_has_told_of_may_be_on_any_of_them() {
+        let sources = Sources {
+            reference: Some("file:/m/tiny.gguf"),
+            ..Sources::default()
+        };
+        let known = gather("tiny", sources, &[]).unwrap();
+        assert_eq!(known.reference_on(&hive("a")), Some("file:/m/tiny.gguf"));
+        let told = [(hive("a"), entry("tiny", "file:/m/tiny.gguf"))];
+        let known = gather("tiny", sources, &told).unwrap();
         assert_eq!(known.reference_on(&hive("b")), None);
     }
 

@@ -336,6 +336,21 @@ async fn a_queen_that_loads_nothing_on_demand_says_so() {
 }
 
 #[tokio::test]
+async fn a_path_is_looked_for_on_one_hive_after_another() {
+    let queen = Queen::start(Config::default()).await;
+    let without = FakeHive::start(&queen, "h1", 8 * WORKER_MB).await;
+    let with = FakeHive::start(&queen, "h2", 4 * WORKER_MB).await;
+    without.refuse("there is no file /models/x.gguf");
+    let statement = json!({"model": "file:/models/x.gguf"});
+    let stated = queen.post("/v1/serve", &statement).send().await.unwrap();
+    assert_eq!(stated.status(), 200, "{}", stated.text().await.unwrap());
+    comes_to_run(&with, &["x"]).await;
+    let orders = without.asked().len();
+    assert_eq!((orders, without.started()), (1, Vec::new()));
+    is_answered(&queen, "x").await;
+}
+
+#[tokio::test]
 async fn a_hive_that_dies_while_it_starts_a_worker_is_given_up_and_the_next_one_does_it() {
     let queen = Queen::start(Config::default()).await;
     let first = FakeHive::start(&queen, "h1", 8 * WORKER_MB).await;
