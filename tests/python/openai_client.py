@@ -91,7 +91,7 @@ def choices():
     assert len({choice.message.content for choice in several.choices}) > 1, several
     for choice in several.choices:
         tokens = choice.logprobs.content
-        assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content, choice
+        assert b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace") == choice.message.content, choice
         assert all(token.logprob <= token.top_logprobs[0].logprob <= 0 for token in tokens), tokens
     assert several.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in several.choices), several
 

@@ -26,7 +26,7 @@ pub use process::{Process, Program};
 use std::time::Duration;
 
 /// Longest that a scenario waits for something that should take a moment. Only a failing test waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until `probe` yields something, and panics with `what` if it does not within [`PATIENCE`].
 ///

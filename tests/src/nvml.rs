@@ -212,14 +212,9 @@ pub fn library() -> &'static Path {
         let folder = test.parent().expect("the folder of this program");
         let profile = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
         let mut cargo = cargo();
-        cargo.args([
-            "build",
-            "--package",
-            env!("CARGO_PKG_NAME"),
-            "--example",
-            "fake_nvml",
-            "--quiet",
-        ]);
+        // Of the whole workspace, so that it shares the tests' features of its dependencies and all these builds: for this
+        // package alone, much of it would be built once more.
+        cargo.args(["build", "--workspace", "--example", "fake_nvml", "--quiet"]);
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

@@ -105,7 +105,10 @@ async fn up_gives_a_url_that_answers_and_one_ctrl_c_ends_it_all() {
 
     let worker = fleet["workers"][0]["id"].as_str().unwrap();
     assert!(rbee(queen_url, &["stop", worker]).await.status.success());
-    assert_eq!(json_of(queen_url, &["ps", "--json"]).await["workers"], json!([]));
+    eventually("the worker is gone", async || {
+        (json_of(queen_url, &["ps", "--json"]).await["workers"] == json!([])).then_some(())
+    })
+    .await;
     assert!(rbee(queen_url, &["spawn", models::SMOLLM2]).await.status.success());
 
     let group = i32::try_from(started["process_group"].as_i64().unwrap()).unwrap();

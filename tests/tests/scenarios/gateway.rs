@@ -14,13 +14,11 @@ use rbee_tests::{Cluster, Process, eventually, models};
 use serde_json::{Value, json};
 
 const MODEL: &str = "fake-model";
-/// The queen gives a worker so long for its first byte.
-const FIRST_BYTE: [&str; 2] = ["--first-byte-timeout-ms", "600"];
 
-/// A queen with this setting beside those of a quick cluster.
+/// A queen with these settings beside those of a quick cluster.
 async fn queen(more: &[&str]) -> Cluster {
-    let pace = ["--heartbeat-interval-ms", "500", "--heartbeat-ttl-ms", "3000"];
-    Cluster::with(pace.iter().chain(&FIRST_BYTE).chain(more)).await
+    let pace = ["--heartbeat-interval-ms", "500", "--heartbeat-ttl-ms", "10000"];
+    Cluster::with(pace.iter().chain(more)).await
 }
 
 /// Workers of one model that beat all the time, one for each name.
@@ -51,40 +49,37 @@ fn retry_after(answer: &Answer) -> u64 {
     header(answer, "retry-after").parse().expect("seconds")
 }
 
-/// One streamed request after the other; how many attempts each took.
-async fn attempts(cluster: &Cluster, requests: usize) -> Vec<u32> {
-    let mut attempts = Vec::new();
-    let client = http::client();
+/// One streamed request after the other; how often they had to be tried again, all together.
+async fn retries(cluster: &Cluster, requests: usize) -> f64 {
+    let so_far = async || http::metric(&cluster.url(), "rbee_retries_total").await;
+    let before = so_far().await;
     for _ in 0..requests {
-        let response = client.post(cluster.chat_url()).json(&streamed()).send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        attempts.push(response.headers()["x-rbee-attempts"].to_str().unwrap().parse().unwrap());
-        let lines: Vec<String> = http::data_lines(response).collect().await;
+        let lines: Vec<String> = http::post_stream(cluster.chat_url(), &streamed()).await.collect().await;
         assert_eq!(lines.last().map(String::as_str), Some("[DONE]"), "{lines:?}");
     }
-    attempts
+    so_far().await - before
 }
 
 /// Takes more than five seconds: a request to a worker that hangs waits for the limit of the first byte, and so does a probe.
 #[tokio::test]
 async fn a_worker_that_hangs_with_a_fine_health_costs_two_requests_at_most_and_serves_again_once_it_answers() {
-    let cluster = queen(&[]).await;
+    let cluster = queen(&["--first-byte-timeout-ms", "1500"]).await;
     let [bad, good] = workers(&cluster, ["bad", "good"], 4).await;
-    attempts(&cluster, 10).await;
+    retries(&cluster, 10).await;
     bad.behave(Manner::Hangs);
-    let hung = attempts(&cluster, 60).await;
-    let lost: u32 = hung.iter().map(|attempts| attempts - 1).sum();
-    assert!((1..=2).contains(&lost), "{hung:?}");
+    let lost = retries(&cluster, 60).await;
+    assert!((1.0..=2.0).contains(&lost), "{lost} attempts of 60 requests failed");
     // Its heartbeats go on all the while, and clear nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(attempts(&cluster, 20).await.iter().all(|&attempts| attempts == 1));
+    assert_eq!(retries(&cluster, 20).await, 0.0);
 
     bad.behave(Manner::Answers);
     let before = good.asked();
-    eventually("it is asked again", async || {
+    // Little by little: now and then a request is a chance for it, whatever it did before.
+    eventually("it has its share again", async || {
         let asked = bad.asked();
-        attempts(&cluster, 4).await;
-        (bad.asked() > asked + 1).then_some(())
+        retries(&cluster, 40).await;
+        (bad.asked() > asked + 10).then_some(())
     })
     .await;
     assert!(good.asked() > before);
@@ -97,8 +92,8 @@ async fn a_worker_that_fails_at_once_gets_less_traffic_and_no_request_notices() 
         let [bad, good] = workers(&cluster, ["bad", "good"], 4).await;
         bad.behave(manner);
         let before = good.asked();
-        let lost: u32 = attempts(&cluster, 50).await.iter().map(|attempts| attempts - 1).sum();
-        assert!(lost <= 4, "{manner:?}: {lost} attempts of 50 requests failed");
+        let lost = retries(&cluster, 50).await;
+        assert!(lost <= 4.0, "{manner:?}: {lost} attempts of 50 requests failed");
         assert_eq!(good.asked() - before, 50);
     }
 }
@@ -107,9 +102,10 @@ async fn a_worker_that_fails_at_once_gets_less_traffic_and_no_request_notices() 
 async fn a_worker_ten_times_slower_takes_no_more_than_its_share() {
     let cluster = queen(&[]).await;
     let [slow, fast] = workers(&cluster, ["slow", "fast"], 64).await;
-    slow.behave(Manner::Takes(500));
-    fast.behave(Manner::Takes(50));
-    let clients = (0..8).map(|_| attempts(&cluster, 15));
+    // Long beside what a busy machine adds to both.
+    slow.behave(Manner::Takes(1_500));
+    fast.behave(Manner::Takes(150));
+    let clients = (0..8).map(|_| retries(&cluster, 15));
     join_all(clients).await;
     let (slow, fast) = (slow.asked(), fast.asked());
     assert_eq!(slow + fast, 120);
@@ -130,7 +126,7 @@ async fn what_one_client_does_wrong_harms_nobody() {
         );
     }
     only.behave(Manner::Answers);
-    assert_eq!(attempts(&cluster, 5).await, [1; 5]);
+    assert_eq!(retries(&cluster, 5).await, 0.0);
 }
 
 #[tokio::test]
@@ -202,23 +198,25 @@ async fn a_deadline_of_the_client_is_kept_and_named() {
 async fn a_stream_that_waits_is_told_its_place() {
     let cluster = queen(&[]).await;
     let [one] = workers(&cluster, ["one"], 1).await;
-    one.behave(Manner::Takes(4_000));
+    one.behave(Manner::Hangs);
     let first = tokio::spawn({
         let (url, body) = (cluster.chat_url(), chat_body(MODEL, "x"));
         async move { http::post(url, &body).await }
     });
     eventually("the first is being answered", async || (one.asked() == 1).then_some(())).await;
     one.behave(Manner::Answers);
-    let response = http::client()
+    let mut response = http::client()
         .post(cluster.chat_url())
         .json(&streamed())
         .send()
         .await
         .unwrap();
+    let place = response.chunk().await.unwrap().expect("a stream");
+    assert!(place.starts_with(b": waiting"), "{place:?}");
+    // Its client leaves, and the worker is free.
+    first.abort();
     let text = response.text().await.unwrap();
-    assert!(text.starts_with(": waiting"), "{text}");
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
-    assert_eq!(first.await.unwrap().status, 200);
 }
 
 #[tokio::test]
@@ -273,15 +271,16 @@ async fn a_client_that_leaves_frees_the_slot_and_is_counted() {
     assert_eq!(http::metric(&worker.url(), "rbee_worker_sequences_running").await, 1.0);
     let gone = http::metric(&cluster.url(), "rbee_clients_gone_total").await;
     drop(endless);
-    eventually("the slot is free", async || {
-        (http::metric(&worker.url(), "rbee_worker_sequences_running").await == 0.0).then_some(())
-    })
-    .await;
-    assert_eq!(
-        http::metric(&cluster.url(), "rbee_clients_gone_total").await,
-        gone + 1.0
-    );
-    assert_eq!(http::metric(&cluster.url(), "rbee_requests_in_flight").await, 0.0);
+    for (url, name, value) in [
+        (worker.url(), "rbee_worker_sequences_running", 0.0),
+        (cluster.url(), "rbee_clients_gone_total", gone + 1.0),
+        (cluster.url(), "rbee_requests_in_flight", 0.0),
+    ] {
+        eventually(&format!("{name} is {value}"), async || {
+            (http::metric(&url, name).await == value).then_some(())
+        })
+        .await;
+    }
     assert_eq!(cluster.chat(models::SMOLLM2, "Hello").await.status, 200);
 }
 

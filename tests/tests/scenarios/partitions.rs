@@ -35,7 +35,7 @@ async fn a_host_whose_cable_is_cut_is_lost_and_comes_back_with_the_cable() {
     };
     let ((), time) = queen.until("all of the host is lost", all_lost).await;
     figure(
-        "cable cut, until hive and worker are lost (TTL 2.5 s and one sweep)",
+        "cable cut, until hive and worker are lost (TTL 4 s and one sweep)",
         time,
     );
     let fleet = queen.fleet().await;
@@ -106,7 +106,7 @@ async fn a_queen_whose_own_cable_is_cut_doubts_herself_and_forgets_nobody() {
     models::smollm2().await;
     let Some(lan) = Lan::build() else { return };
     // Longer than an interval: that far apart do those fall silent who beat in turn.
-    let args: Vec<&str> = PACE.into_iter().chain(["--retention-ms", "2500"]).collect();
+    let args: Vec<&str> = PACE.into_iter().chain(["--retention-ms", "4000"]).collect();
     let queen = Queen::start(&lan, &args).await;
     let (one, other) = (lan.host().await, lan.host().await);
     let first = start_hive(&one, "first", &queen.url()).await;
@@ -124,11 +124,11 @@ async fn a_queen_whose_own_cable_is_cut_doubts_herself_and_forgets_nobody() {
     queen.host.cut();
     let degraded = |fleet: &FleetView| fleet.queen.degraded_view.then(|| fleet.queen.degraded_reason.clone());
     let (reason, time) = queen.until("the queen doubts her view", degraded).await;
-    figure("queen's cable cut, until degraded_view (TTL 2.5 s and one sweep)", time);
+    figure("queen's cable cut, until degraded_view (TTL 4 s and one sweep)", time);
     assert!(reason.is_some());
     // More than twice the retention.
     queen
-        .watch(Duration::from_secs(4), |fleet| {
+        .watch(Duration::from_secs(6), |fleet| {
             assert!(fleet.queen.degraded_view, "{:?}", fleet.queen);
             assert!(fleet.gone.is_empty(), "{:?}", fleet.gone);
             assert_eq!((fleet.hives.len(), fleet.workers.len()), (2, 2));

@@ -33,7 +33,7 @@ const HIDDEN: usize = 2;
 const CERTAIN: f32 = 1_000.0;
 
 /// Longest wait of a test for something that should happen soon.
-pub(super) const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// What the model says, whatever it is asked.
 #[derive(Clone)]
