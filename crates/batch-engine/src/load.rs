@@ -17,7 +17,8 @@ pub struct Load {
     pub kv_cached_tokens: usize,
     /// Tokens that the KV cache can hold.
     pub kv_total_tokens: usize,
-    /// Tokens decoded per second over the last 5 seconds, or since decoding began where that is less.
+    /// Tokens decoded per second over the last 5 seconds, or since decoding began where that is less; 0 while nothing
+    /// runs.
     pub tokens_per_second: f64,
 }
 

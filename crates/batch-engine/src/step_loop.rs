@@ -199,7 +199,11 @@ impl StepLoop {
             kv_used_tokens: self.kv.used_tokens(),
             kv_reserved_tokens: self.kv.reserved_tokens(),
             kv_cached_tokens: self.kv.kept_tokens(),
-            tokens_per_second: self.rate.per_second(Instant::now()),
+            // The last word of an engine that falls idle stands until it is asked again.
+            tokens_per_second: match self.running.is_empty() {
+                true => 0.0,
+                false => self.rate.per_second(Instant::now()),
+            },
             counted: std::mem::take(&mut self.counted),
         });
     }
