@@ -134,6 +134,8 @@ async fn run(folder: TempDir, config: Config, runtime: Option<Runtime>) -> Bed {
 
 /// A client that always sends this token.
 pub(crate) fn http_with(token: &str) -> reqwest::Client {
+    // An error says that another test of this process was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let headers = [(AUTHORIZATION, format!("Bearer {token}").parse().unwrap())];
     reqwest::Client::builder()
         .default_headers(headers.into_iter().collect())
