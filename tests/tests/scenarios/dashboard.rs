@@ -16,7 +16,7 @@ use rbee_tests::{Cluster, Process, Program, browser, eventually, models};
 /// The operator's token.
 const TOKEN: &str = "token-of-the-operator";
 /// Longest that a script may take. Only a failing test waits this long.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 /// Bytes of the model's file that the hub sends before it stalls.
 const BEFORE_THE_STALL: usize = 40 << 20;
 

@@ -133,9 +133,12 @@ export async function openStream(path, { comments = false, ...options } = {}) {
 async function* events(body, comments) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
+  const brokeOff = (error) => {
+    throw error.name === 'AbortError' ? error : new ApiError(0, 'the connection to the queen broke off; ask again when she is back');
+  };
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(brokeOff);
       if (done) return;
       rest += value;
       // A frame ends with an empty line; the last part is not complete yet.

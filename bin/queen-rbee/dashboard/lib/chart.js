@@ -7,6 +7,8 @@ import { html, memo, useCallback, useId, useMemo, useRef, useState } from './ui.
 const WIDE = 1000;
 const HIGH = 100;
 const TICKS = 4;
+/** The part of the width that has times under it: a label at the very end would stand beyond the drawing. */
+const LABELLED = 0.96;
 const X_STEPS_S = [10, 30, 60, 120, 300, 600, 900, 1800, 3600];
 
 const isKnown = (value) => value !== null && value !== undefined;
@@ -17,10 +19,10 @@ function roundUp(amount) {
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= amount * (1 - 1e-9));
 }
 
-/** The top of the scale and the distance of its lines. */
-function scaleOf(series) {
+/** The top of the scale and the distance of its lines; of counts, whole numbers. */
+function scaleOf(series, isCount) {
   const most = series.reduce((best, { values }) => values.reduce((high, value) => Math.max(high, value ?? 0), best), 0);
-  const step = roundUp((most || 1) / TICKS);
+  const step = Math.max(isCount ? 1 : 0, roundUp((most || 1) / TICKS));
   return { step, top: step * Math.max(1, Math.ceil(most / step - 1e-9)) };
 }
 
@@ -31,15 +33,15 @@ function moments(from, to) {
   return Array.from({ length: Math.floor((to - first) / step) + 1 }, (_, index) => first + index * step);
 }
 
-/** The runs of known values, each a list of points. */
-function runs(values, x, y, spansGaps) {
+/** The runs of known values, each a list of points: nothing is drawn where nothing was measured. */
+function runs(values, x, y) {
   const found = [];
   let run = null;
   values.forEach((value, index) => {
     if (isKnown(value)) {
       if (!run) found.push((run = []));
       run.push([x(index), y(value)]);
-    } else if (!spansGaps) {
+    } else {
       run = null;
     }
   });
@@ -47,23 +49,25 @@ function runs(values, x, y, spansGaps) {
 }
 
 const point = ([left, top]) => `${left.toFixed(1)} ${top.toFixed(2)}`;
-/** A lone point is drawn as a short dash around it. */
-const line = (run) => (run.length === 1 ? `M${point([run[0][0] - 4, run[0][1]])}h8` : `M${run.map(point).join('L')}`);
+const line = (run) => `M${run.map(point).join('L')}`;
 const area = (run) => `${line(run)}V${HIGH}H${run[0][0].toFixed(1)}Z`;
+/** A lone point: a line without length, whose round ends are a dot. */
+const dot = ([only]) => `M${point(only)}h0`;
+const isLone = (run) => run.length === 1;
 
-const Plot = memo(({ times, series, format }) => {
-  const { top, step } = scaleOf(series);
+const Plot = memo(({ times, series, format, isCount }) => {
+  const { top, step } = scaleOf(series, isCount);
   const from = times[0] ?? 0;
   const span = Math.max(1, (times.at(-1) ?? 1) - from);
   const x = (index) => ((times[index] - from) / span) * WIDE;
   const y = (value) => HIGH - (value / top) * HIGH;
-  const lines = series.map(({ values, spansGaps }) => runs(values, x, y, spansGaps));
+  const lines = series.map(({ values }) => runs(values, x, y));
   return html`
     ${Array.from({ length: Math.round(top / step) + 1 }, (_, index) => index * step).map(
       (tick) => html`<div class="tick tick-y num" style=${{ top: `${y(tick)}%` }}><span>${format(tick)}</span></div>`,
     )}
     ${times.length > 1 &&
-    moments(from, from + span).map(
+    moments(from, from + span * LABELLED).map(
       (moment) => html`<div class="tick tick-x num" style=${{ left: `${((moment - from) / span) * 100}%` }}>${clock(moment * 1000).slice(0, span > 300 ? 5 : 8)}</div>`,
     )}
     <svg viewBox="0 0 ${WIDE} ${HIGH}" preserveAspectRatio="none">
@@ -71,6 +75,7 @@ const Plot = memo(({ times, series, format }) => {
         (it, index) => html`
           ${it.isFilled && html`<path class="area series-${index + 1}" d=${lines[index].map(area).join('')} />`}
           <path class="series-${index + 1}" d=${lines[index].map(line).join('')} />
+          <path class="dots series-${index + 1}" d=${lines[index].filter(isLone).map(dot).join('')} />
         `,
       )}
     </svg>
@@ -86,11 +91,12 @@ function placeAt(times, share) {
 }
 
 /**
- * `times`: seconds since 1970, ascending; `series`: `[{label, values, isFilled?, spansGaps?}]`, null where nothing is known;
- * `format(value)` gives a number with its unit. At most four series: each has a colour and a dash of its own.
+ * `times`: seconds since 1970, ascending; `series`: `[{label, values, isFilled?}]`, null where nothing is known;
+ * `format(value)` gives a number with its unit; `isCount`: only whole numbers are on the scale. At most four series: each has a
+ * colour and a dash of its own.
  * Both lists are replaced when they change, never edited.
  */
-export function Chart({ title, times, series, format }) {
+export function Chart({ title, times, series, format, isCount }) {
   const plot = useRef(null);
   const [pointed, pointAt] = useState(null);
   const id = useId();
@@ -123,7 +129,7 @@ export function Chart({ title, times, series, format }) {
       </figcaption>
       <div class="chart-box" aria-hidden="true" onPointerMove=${moved} onPointerLeave=${() => pointAt(null)}>
         <div class="plot" ref=${plot}>
-          <${Plot} times=${times} series=${series} format=${format} />
+          <${Plot} times=${times} series=${series} format=${format} isCount=${isCount} />
           ${isPointed && html`<div class="cursor" style=${{ left: `${left}%` }}></div>`}
         </div>
       </div>

@@ -23,7 +23,10 @@ export function megabytes(value) {
   return Math.abs(value) < 1024 ? `${number(value)} MB` : `${number(value / 1024, value < 102400 ? 1 : 0)} GB`;
 }
 
-/** Bytes: `98.4 MB`, `5.0 GB`, with the prefixes that file sizes have. */
+/** Bytes of memory, as `megabytes` shows them. */
+export const memory = (value) => megabytes(known(value) ? value / 1_048_576 : null);
+
+/** Bytes of files: `98.4 MB`, `5.0 GB`, with the prefixes that file sizes have. */
 export function bytes(value) {
   if (!known(value)) return NOTHING;
   const units = ['B', 'kB', 'MB', 'GB', 'TB'];

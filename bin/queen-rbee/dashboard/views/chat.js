@@ -230,7 +230,8 @@ export default function Chat({ params }) {
     <${Select} aria-label="Model" class="model-choice" options=${options} value=${model} onChange=${(name) => go('chat', { model: name }, { replace: true })} />
     <button type="button" onClick=${clear} disabled=${talk.turns.length === 0}>New chat</button>
   `;
-  if (data && options.length === 0) {
+  // A queen that has just started knows no hive yet: a conversation is not hidden for that.
+  if (data && options.length === 0 && talk.turns.length === 0) {
     return html`<${Page} title="Chat">
       <${Empty} icon="chat" title="No model to talk to" command=${`rbee join ${location.origin}`}>A hive on a machine brings models, and the memory for them.<//>
     <//>`;

@@ -1,6 +1,6 @@
 // What was placed where lately, why it had to be, and what came of it.
 
-import { bytes, count, duration } from '../lib/format.js';
+import { count, duration, memory } from '../lib/format.js';
 import { href } from '../lib/route.js';
 import { Ago, Badge, Empty, Failure, Notice, Page, Section, Table, html, useResource } from '../lib/ui.js';
 import { Verdicts, place, target } from './verdicts.js';
@@ -27,7 +27,7 @@ const outcome = (told) => OUTCOMES[told.state]?.(told) ?? { tone: 'muted', word:
 
 function Outcome({ told }) {
   const { tone, icon = tone, word, detail } = outcome(told);
-  return html`<${Badge} tone=${tone} icon=${icon}>${word}<//> ${detail && html`<span class="muted">${detail}</span>`}`;
+  return html`<span class="two-lines"><span><${Badge} tone=${tone} icon=${icon}>${word}<//></span>${detail && html`<span class="muted small">${detail}</span>`}</span>`;
 }
 
 const COLUMNS = [
@@ -57,7 +57,7 @@ function Detail({ record }) {
       <p>
         Wanted because ${trigger(record.trigger)}. ${choice ? `It goes to ${target(choice)}.` : 'No device takes it.'}
         ${evicted.length > 0 && ` Stopped for it: ${evicted.join(', ')}.`}
-        ${' '}With the smallest cache it takes ${bytes(record.decision.verdicts[0]?.needs_bytes)} there.
+        ${' '}With the smallest cache it takes ${memory(record.decision.verdicts[0]?.needs_bytes)} there.
       </p>
       <${Verdicts} problem=${record.problem} decision=${record.decision} caption=${`What each device said to decision ${record.id}`} />
       <p class="muted">To decide it once more from this record: <code>rbee decisions --replay ${record.id}</code></p>

@@ -17,7 +17,7 @@ const SPANS = [
 ];
 /** Points of a line, about. */
 const POINTS = 60;
-const COUNTED = ['requests', 'failed', 'refused', 'clients_gone', 'retries', 'migrations', 'output_tokens'];
+const COUNTED = ['requests', 'failed', 'refused', 'wrong', 'clients_gone', 'retries', 'migrations', 'output_tokens'];
 const SAMPLED = ['inflight', 'waiting'];
 const TIMED = ['ttft_ms', 'tokens_per_s'];
 /** A bucket in which nothing happened. */
@@ -94,7 +94,9 @@ function percentiles(group, name) {
 }
 
 const total = (points, name) => points.reduce((sum, point) => sum + point[name], 0);
-const newest = (points, name) => points.findLast((point) => point[name])?.[name] ?? null;
+/** Requests that got what they asked for. */
+const answered = (point) => point.requests - point.failed - point.refused - point.wrong - point.clients_gone;
+const allAnswered = (points) => points.reduce((sum, point) => sum + answered(point), 0);
 const perSecond = (value) => quantity(value, '/s', value > 0 ? Math.max(0, 1 - Math.floor(Math.log10(value))) : 0);
 const ms = (value) => duration(value === null ? undefined : value);
 const speed = (value) => quantity(value, 'tok/s', value > 0 && value < 10 ? 1 : 0);
@@ -104,15 +106,15 @@ function Figures({ points, bucketS }) {
   const { inflight, waiting } = useFleet();
   const minute = points.slice(-Math.ceil(60 / bucketS) - 1).filter((point) => !point.open);
   const seconds = Math.max(1, minute.length) * bucketS;
-  const [ttft, pace] = [newest(minute, 'ttft_ms'), newest(minute, 'tokens_per_s')];
+  const [ttft, pace] = [percentiles(minute, 'ttft_ms'), percentiles(minute, 'tokens_per_s')];
   return html`
     <div class="figures"><${Stats}>
-      <${Stat} label="Answered" value=${perSecond(total(minute, 'requests') / seconds)} detail=${`${number(total(points, 'requests'))} in an hour`} />
+      <${Stat} label="Answered" value=${perSecond(allAnswered(minute) / seconds)} detail=${`${number(allAnswered(points))} in an hour`} />
       <${Stat} label="First token, p50" value=${ms(ttft?.p50 ?? null)} detail=${`p99 ${ms(ttft?.p99 ?? null)}`} />
       <${Stat} label="Answer speed, p50" value=${speed(pace?.p50)} detail=${`p99 ${speed(pace?.p99)}`} />
       <${Stat} label="All tokens" value=${speed(total(minute, 'output_tokens') / seconds)} detail=${`${number(total(points, 'output_tokens'))} in an hour`} />
       <${Stat} label="Waiting" value=${count(waiting, 'request')} detail=${`${number(inflight)} in flight`} />
-      <${Stat} label="Failed" value=${count(total(points, 'failed'), 'request')} tone=${total(points, 'failed') > 0 ? 'bad' : undefined} detail=${`${number(total(points, 'refused'))} refused`} />
+      <${Stat} label="Failed" value=${count(total(points, 'failed'), 'request')} tone=${total(points, 'failed') > 0 ? 'bad' : undefined} detail=${`${number(total(points, 'refused'))} had no room, ${number(total(points, 'wrong'))} wrong`} />
       <${Stat} label="Tried elsewhere" value=${count(total(points, 'retries'), 'time')} detail=${`${number(total(points, 'migrations'))} in mid-answer`} />
       <${Stat} label="Clients that left" value=${number(total(points, 'clients_gone'))} detail="before the end" />
     <//></div>
@@ -125,30 +127,30 @@ const CHARTS = [
     title: 'Requests per second',
     format: perSecond,
     lines: [
-      ['finished', (point) => point.requests / point.seconds],
+      ['answered', (point) => answered(point) / point.seconds],
       ['failed', (point) => point.failed / point.seconds],
-      ['refused', (point) => point.refused / point.seconds],
+      ['no room', (point) => point.refused / point.seconds],
+      ['wrong', (point) => point.wrong / point.seconds],
     ],
   },
-  { title: 'Time to the first token', format: ms, lines: [['p50', (point) => point.ttft_ms?.p50 ?? null], ['p99', (point) => point.ttft_ms?.p99 ?? null]], spansGaps: true },
-  { title: 'Tokens per second of an answer', format: speed, lines: [['p50', (point) => point.tokens_per_s?.p50 ?? null], ['p99', (point) => point.tokens_per_s?.p99 ?? null]], spansGaps: true },
+  { title: 'Time to the first token', format: ms, lines: [['p50', (point) => point.ttft_ms?.p50 ?? null], ['p99', (point) => point.ttft_ms?.p99 ?? null]] },
+  { title: 'Tokens per second of an answer', format: speed, lines: [['p50', (point) => point.tokens_per_s?.p50 ?? null], ['p99', (point) => point.tokens_per_s?.p99 ?? null]] },
   { title: 'Tokens per second of all answers', format: speed, lines: [['all models', (point) => point.output_tokens / point.seconds]] },
-  { title: 'In flight and waiting', format: whole, lines: [['in flight', (point) => point.inflight], ['waiting', (point) => point.waiting]] },
-  { title: 'Retries and migrations', format: whole, lines: [['retries', (point) => point.retries], ['migrations', (point) => point.migrations]] },
+  { title: 'In flight and waiting', format: whole, isCount: true, lines: [['in flight', (point) => point.inflight], ['waiting', (point) => point.waiting]] },
+  { title: 'Retries and migrations', format: whole, isCount: true, lines: [['retries', (point) => point.retries], ['migrations', (point) => point.migrations]] },
 ];
 
 function Charts({ points, bucketS }) {
   const drawn = useMemo(() => {
     const closed = coarser(points.filter((point) => !point.open), bucketS);
     const times = closed.map((point) => point.at_s);
-    return CHARTS.map(({ title, format, lines, spansGaps }) => {
+    return CHARTS.map(({ lines, ...chart }) => {
       const series = lines.map(([label, value], index) => ({
         label,
         values: closed.map((point) => value(point)),
         isFilled: index === 0 && lines.length < 3,
-        spansGaps,
       }));
-      return { title, format, times, series };
+      return { ...chart, times, series };
     });
   }, [points, bucketS]);
   return html`<div class="charts">
@@ -174,7 +176,7 @@ export default function Requests() {
     return (traffic?.points ?? []).filter((point) => point.at_s >= since);
   }, [traffic, span]);
   const { inflight } = useFleet();
-  const isQuiet = traffic && inflight === 0 && traffic.points.every((point) => point.requests + point.refused + point.failed + point.inflight === 0);
+  const isQuiet = traffic && inflight === 0 && traffic.points.every((point) => point.requests + point.inflight === 0);
   const choose = html`<${Select} aria-label="Time shown" options=${SPANS} value=${span} onChange=${setSpan} />`;
   const body = traffic && !isQuiet && html`
     <${Figures} points=${traffic.points} bucketS=${traffic.bucket_s} />

@@ -1,6 +1,6 @@
 // What the queen found about each device for a model, in words: shared by the placement and the decisions.
 
-import { bytes, count, number } from '../lib/format.js';
+import { count, memory, number } from '../lib/format.js';
 import { Badge, Bar, Empty, Table, html } from '../lib/ui.js';
 
 const VERDICTS = {
@@ -28,7 +28,7 @@ const CRITERIA = {
 /** Who holds the memory that is missing. */
 function holders({ evictable_bytes: evictable, busy, pinned }) {
   const parts = [
-    evictable > 0 && `idle workers hold only ${bytes(evictable)}`,
+    evictable > 0 && `idle workers hold only ${memory(evictable)}`,
     busy > 0 && `${count(busy, 'worker')} busy`,
     pinned > 0 && `${count(pinned, 'worker')} pinned`,
   ];
@@ -43,7 +43,7 @@ function reason(decision, verdict) {
       return evicted.length > 0 ? `in the place of ${evicted.join(', ')}` : 'the best of those that can take it';
     },
     fits: () => 'it could run here',
-    fits_after_eviction: () => `in the place of ${verdict.evict.join(', ')}, which frees ${bytes(verdict.frees_bytes)}`,
+    fits_after_eviction: () => `in the place of ${verdict.evict.join(', ')}, which frees ${memory(verdict.frees_bytes)}`,
     too_small: () => holders(verdict),
     closed: () => verdict.why,
   };
@@ -57,7 +57,7 @@ export const place = (choice) => (choice ? `${choice.host} ${choice.device}` : '
 /** The same with what is granted there. */
 export function target(choice) {
   const evicted = choice.evict.length > 0 ? ` in the place of ${choice.evict.join(', ')}` : '';
-  return `${place(choice)}${evicted}, with a cache of ${number(choice.kv_tokens)} tokens (${bytes(choice.bytes)} in all)`;
+  return `${place(choice)}${evicted}, with a cache of ${number(choice.kv_tokens)} tokens (${memory(choice.bytes)} in all)`;
 }
 
 const Verdict = ({ outcome }) => {
@@ -68,13 +68,13 @@ const Verdict = ({ outcome }) => {
 function Room({ row }) {
   const used = Math.max(0, row.total_bytes - row.free_bytes);
   const fits = row.needs_bytes <= row.free_bytes;
-  const label = `needs ${bytes(row.needs_bytes)}, ${bytes(row.free_bytes)} of ${bytes(row.total_bytes)} are free`;
+  const label = `needs ${memory(row.needs_bytes)}, ${memory(row.free_bytes)} of ${memory(row.total_bytes)} are free`;
   const parts = [
     { value: used, tone: 'others' },
     { value: fits ? row.needs_bytes : row.free_bytes, tone: fits ? 'ours' : 'warn' },
   ];
   return html`<div class="room">
-    ${bytes(row.free_bytes)} of ${bytes(row.total_bytes)}
+    ${memory(row.free_bytes)} of ${memory(row.total_bytes)}
     <${Bar} parts=${parts} total=${row.total_bytes} label=${label} />
   </div>`;
 }
@@ -83,7 +83,7 @@ const COLUMNS = [
   { id: 'host', label: 'Host', width: '9rem', value: (row) => row.host },
   { id: 'device', label: 'Device', width: '5.5rem', value: (row) => row.device },
   { id: 'verdict', label: 'Verdict', width: '9.5rem', value: (row) => row.outcome, cell: (row) => html`<${Verdict} outcome=${row.outcome} />` },
-  { id: 'needs', label: 'Needs', width: '5.5rem', align: 'end', value: (row) => row.needs_bytes, cell: (row) => bytes(row.needs_bytes) },
+  { id: 'needs', label: 'Needs', width: '5.5rem', align: 'end', value: (row) => row.needs_bytes, cell: (row) => memory(row.needs_bytes) },
   { id: 'free', label: 'Free', width: '10rem', align: 'end', value: (row) => row.free_bytes, cell: (row) => html`<${Room} row=${row} />` },
   { id: 'file', label: 'File', width: '5rem', value: (row) => (row.hasFile ? 'there' : 'not yet') },
   { id: 'why', label: 'Why', width: '17rem', value: (row) => row.reason },

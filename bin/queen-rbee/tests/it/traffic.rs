@@ -33,7 +33,11 @@ async fn requests_of_the_last_hour_are_shown_with_their_tokens_and_their_ends() 
     assert_eq!(shown["bucket_s"], 5);
     assert_eq!((sum(&shown, "requests"), sum(&shown, "output_tokens")), (2, 12));
     let ends = ["failed", "refused", "wrong"].map(|end| sum(&shown, end));
-    assert_eq!(ends, [0, 0, 1], "a client's own mistake is neither an answer nor the fleet's failure");
+    assert_eq!(
+        ends,
+        [0, 0, 1],
+        "a client's own mistake is neither an answer nor the fleet's failure"
+    );
     let last = shown["points"].as_array().unwrap().last().unwrap();
     assert_eq!(last["inflight"], 0);
     let at_s = last["at_s"].as_i64().unwrap();

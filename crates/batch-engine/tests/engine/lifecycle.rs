@@ -103,7 +103,11 @@ async fn load_and_counters_tell_what_is_going_on() {
     read(&mut first).await;
     read(&mut second).await;
     until_idle(&engine).await;
-    assert_eq!(engine.load().tokens_per_second, 0.0, "its last speed is not told for ever");
+    assert_eq!(
+        engine.load().tokens_per_second,
+        0.0,
+        "its last speed is not told for ever"
+    );
     let counters = engine.counters();
     assert_eq!(
         (counters.prefill_tokens, counters.decode_tokens, counters.steps),
