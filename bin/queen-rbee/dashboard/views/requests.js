@@ -114,7 +114,7 @@ function Figures({ points, bucketS }) {
       <${Stat} label="Answer speed, p50" value=${speed(pace?.p50)} detail=${`p99 ${speed(pace?.p99)}`} />
       <${Stat} label="All tokens" value=${speed(total(minute, 'output_tokens') / seconds)} detail=${`${number(total(points, 'output_tokens'))} in an hour`} />
       <${Stat} label="Waiting" value=${count(waiting, 'request')} detail=${`${number(inflight)} in flight`} />
-      <${Stat} label="Failed" value=${count(total(points, 'failed'), 'request')} tone=${total(points, 'failed') > 0 ? 'bad' : undefined} detail=${`${number(total(points, 'refused'))} had no room, ${number(total(points, 'wrong'))} wrong`} />
+      <${Stat} label="Failed" value=${count(total(points, 'failed'), 'request')} tone=${total(points, 'failed') > 0 ? 'bad' : undefined} detail=${`${number(total(points, 'refused'))} no room, ${number(total(points, 'wrong'))} wrong`} />
       <${Stat} label="Tried elsewhere" value=${count(total(points, 'retries'), 'time')} detail=${`${number(total(points, 'migrations'))} in mid-answer`} />
       <${Stat} label="Clients that left" value=${number(total(points, 'clients_gone'))} detail="before the end" />
     <//></div>
