@@ -109,7 +109,8 @@ fn welcome(ready: &Ready, queen_url: &BaseUrl, needs_key: bool, rbee: &str) -> S
             let messages = format!(r#"[{{"role": "user", "content": "{prompt}"}}]"#);
             (
                 "chat/completions",
-                format!(r#"{{"model": {name}, "messages": {messages}}}"#),
+                // Left to itself, a small model may talk for a minute.
+                format!(r#"{{"model": {name}, "messages": {messages}, "max_tokens": 64}}"#),
                 prompt,
             )
         }
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn the_curl_line_asks_the_endpoint_that_the_model_has() {
         let text = welcome(&ready(true), &queen("http://127.0.0.1:7833"), false, "rbee");
-        let body = r#"-d '{"model": "m", "messages": [{"role": "user", "content": "Say hello."}]}'"#;
+        let body = r#"-d '{"model": "m", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 64}'"#;
         assert!(
             text.contains("curl http://127.0.0.1:7833/v1/chat/completions -H"),
             "{text}"
