@@ -205,6 +205,23 @@ async function nothing_is_shown_before_the_token_is_right(open) {
   await seen(question);
 }
 
+async function a_question_that_comes_before_the_page_is_drawn_is_asked(open) {
+  const page = await open({ expected: /401/ });
+  // The first call is refused at once, before the browser had a moment to draw anything.
+  await page.addInitScript(() => {
+    const network = fetch;
+    globalThis.fetch = async () => {
+      globalThis.fetch = network;
+      return new Response(null, { status: 401 });
+    };
+  });
+  await page.goto(process.env.DASHBOARD_URL);
+  const question = page.getByRole("dialog", { name: /token/ });
+  await question.getByLabel("Token").fill(process.env.DASHBOARD_TOKEN);
+  await question.getByRole("button", { name: "Enter" }).click();
+  await seen(page.getByText("Live", { exact: true }));
+}
+
 // ---- every page ----
 
 async function a_fleet_at_work(open) {
@@ -332,7 +349,7 @@ const CHECKS = {
   ],
   "a killed worker": [a_worker_that_is_killed_is_seen_at_once],
   "a queen's restart": [a_page_says_that_it_is_old_and_is_right_again_by_itself],
-  "a token": [nothing_is_shown_before_the_token_is_right],
+  "a token": [nothing_is_shown_before_the_token_is_right, a_question_that_comes_before_the_page_is_drawn_is_asked],
   "every page": [
     a_fleet_at_work,
     every_page_on_every_screen_has_no_serious_barrier,

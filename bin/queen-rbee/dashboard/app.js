@@ -1,9 +1,10 @@
 // The shell: navigation, the state of the connection, the scheme, the secrets that are asked for, and the page.
 
 import { render } from './vendor/preact.js';
-import { answerQuestion, forgetSecrets, hasSecrets, pendingQuestion, watchQuestion } from './lib/api.js';
+import { answerQuestion, forgetSecrets, hasSecrets, question } from './lib/api.js';
 import { followFleet, reconnect, useFleet } from './lib/fleet.js';
 import { href, useRoute } from './lib/route.js';
+import { useStore } from './lib/store.js';
 import { Ago, Dialog, Failure, Field, Icon, Overlay, html, useEffect, useErrorBoundary, useRef, useState } from './lib/ui.js';
 
 /** The pages in their order; a phone shows the first four, the rest below "More". */
@@ -137,20 +138,19 @@ const QUESTIONS = {
 
 /** Asks for a secret when a call was refused without it. */
 function Secrets() {
-  const [question, setQuestion] = useState(pendingQuestion);
+  const asked = useStore(question);
   const form = useRef(null);
-  useEffect(() => watchQuestion(setQuestion), []);
-  if (!question) return null;
-  const { title, label, hint } = QUESTIONS[question.name];
+  if (!asked) return null;
+  const { title, label, hint } = QUESTIONS[asked.name];
   const send = (event) => {
     event.preventDefault();
     const { secret, remember } = form.current.elements;
     answerQuestion(secret.value.trim(), { remember: remember.checked });
   };
   return html`
-    <${Dialog} key=${question.name} title=${title} onClose=${() => answerQuestion(null)}>
+    <${Dialog} key=${asked.name} title=${title} onClose=${() => answerQuestion(null)}>
       <form ref=${form} onSubmit=${send}>
-        ${question.wrong && html`<p class="form-error" role="alert"><${Icon} name="bad" /> That one is not right.</p>`}
+        ${asked.wrong && html`<p class="form-error" role="alert"><${Icon} name="bad" /> That one is not right.</p>`}
         <${Field} id="secret" label=${label} hint=${hint}>
           <input id="secret" name="secret" type="password" autocomplete="off" required autofocus />
         <//>

@@ -3,6 +3,8 @@
 // Two secrets: the fleet's `token`, and an API `key` for the models. Whichever is missing is asked for when a call is
 // refused with 401; the call waits for the answer and is sent again.
 
+import { store } from './store.js';
+
 /** A refusal by the queen, or that she was not reached (`status` 0). `message` is for people. */
 export class ApiError extends Error {
   constructor(status, message, { type = null, code = null, param = null, retryAfterS = null } = {}) {
@@ -19,25 +21,16 @@ const stored = (name) => `rbee.${name}`;
 const secrets = Object.fromEntries(
   SECRETS.map((name) => [name, sessionStorage.getItem(stored(name)) ?? localStorage.getItem(stored(name))]),
 );
-const watchers = new Set();
-let question = null;
 
-/** The question that a person has to answer: `{name: 'token'|'key', wrong: bool}`, or null. */
-export const pendingQuestion = () => question;
-
-/** Calls `watcher` when the question changes; answers with how to stop. */
-export function watchQuestion(watcher) {
-  watchers.add(watcher);
-  return () => watchers.delete(watcher);
-}
+/** A store: the question that a person has to answer, `{name: 'token'|'key', wrong: bool}`, or null. */
+export const question = store(null);
 
 /** Takes a person's answer: the secret, or null for "not now". Kept for this tab, with `remember` for this browser. */
 export function answerQuestion(secret, { remember = false } = {}) {
-  const asked = question;
+  const asked = question.get();
   if (!asked) return;
   if (secret) setSecret(asked.name, secret, remember);
-  question = null;
-  watchers.forEach((watcher) => watcher(question));
+  question.set(null);
   asked.resolve(Boolean(secret));
 }
 
@@ -57,16 +50,15 @@ function setSecret(name, secret, remember = false) {
 }
 
 function ask(name, wrong) {
-  if (!question || question.name !== name) {
-    question?.resolve(false);
-    let resolve;
-    const answered = new Promise((settle) => {
-      resolve = settle;
-    });
-    question = { name, wrong, answered, resolve };
-    watchers.forEach((watcher) => watcher(question));
-  }
-  return question.answered;
+  const asked = question.get();
+  if (asked?.name === name) return asked.answered;
+  asked?.resolve(false);
+  let resolve;
+  const answered = new Promise((settle) => {
+    resolve = settle;
+  });
+  question.set({ name, wrong, answered, resolve });
+  return answered;
 }
 
 /** The address of a path of the queen, below wherever this page lies. */

@@ -3,8 +3,8 @@
 // The state is replaced, never changed, at most once per frame; a member whose object is the same did not change. After a
 // break the stream goes on where it was; a queen that restarted, or that no longer has the place, sends a new snapshot.
 
-import { useEffect, useState } from '../vendor/hooks.js';
-import { ApiError, sse, watchQuestion } from './api.js';
+import { ApiError, question, sse } from './api.js';
+import { store, useStore } from './store.js';
 
 const PATH = '/v1/heartbeats/stream';
 /** The queen beats every 2.5 s: a stream that is silent for longer than this is dead. */
@@ -20,7 +20,7 @@ const NO_COUNTS = { total: 0, online: 0, suspect: 0, unreachable: 0, lost: 0, re
  * `isLoaded`: whether there was a snapshot. `hives`, `workers`: Maps by id of the views of `GET /v1/fleet`, each with `at`,
  * the moment (ms of Date.now()) for which its ages hold. `counts`: `{hives, workers}`. `inflight`, `waiting`: requests.
  */
-let state = {
+const shown = store({
   connection: { state: 'connecting', since: Date.now(), reason: null },
   isLoaded: false,
   queen: null,
@@ -30,24 +30,15 @@ let state = {
   counts: { hives: NO_COUNTS, workers: NO_COUNTS },
   inflight: 0,
   waiting: 0,
-};
+});
 let draft = null;
-const readers = new Set();
 const listeners = new Set();
 
 /** The state now. */
-export const fleet = () => draft ?? state;
+export const fleet = () => draft ?? shown.get();
 
 /** The state, kept up to date while the component is shown. */
-export function useFleet() {
-  const [shown, show] = useState(state);
-  useEffect(() => {
-    show(state);
-    readers.add(show);
-    return () => readers.delete(show);
-  }, []);
-  return shown;
-}
+export const useFleet = () => useStore(shown);
 
 /** Calls `listener(event, data)` for each change and for `timeline`; beats and telemetry are not told. Answers with how to stop. */
 export function onFleetEvent(listener) {
@@ -63,7 +54,8 @@ export const workersOf = (hiveId, from = fleet()) => [...from.workers.values()].
 
 function change(edit) {
   if (!draft) {
-    draft = { ...state, hives: new Map(state.hives), workers: new Map(state.workers) };
+    const now = shown.get();
+    draft = { ...now, hives: new Map(now.hives), workers: new Map(now.workers) };
     // A hidden tab has no frames, and need not have any.
     requestAnimationFrame(publish);
   }
@@ -71,9 +63,9 @@ function change(edit) {
 }
 
 function publish() {
-  state = draft;
+  const next = draft;
   draft = null;
-  readers.forEach((show) => show(state));
+  shown.set(next);
 }
 
 function connection(name, reason = null) {
@@ -221,6 +213,6 @@ document.addEventListener('visibilitychange', () => {
   }, HIDDEN_MS);
 });
 addEventListener('online', reconnect);
-watchQuestion((question) => {
-  if (question?.name === 'token' && fleet().connection.state !== 'live') connection('locked');
+question.watch((asked) => {
+  if (asked?.name === 'token' && fleet().connection.state !== 'live') connection('locked');
 });

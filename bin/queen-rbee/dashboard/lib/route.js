@@ -1,6 +1,6 @@
 // Where the reader is: the hash of the address, `#/page?name=value`.
 
-import { useEffect, useState } from '../vendor/hooks.js';
+import { useStore } from './store.js';
 
 /** The page and its parameters (URLSearchParams) that the address names now. */
 export function route() {
@@ -25,13 +25,14 @@ export function go(page, params, { replace = false } = {}) {
   dispatchEvent(new HashChangeEvent('hashchange'));
 }
 
-/** The route, kept up to date. */
-export function useRoute() {
-  const [here, setHere] = useState(route);
-  useEffect(() => {
-    const moved = () => setHere(route());
+const address = {
+  get: route,
+  watch(told) {
+    const moved = () => told(route());
     addEventListener('hashchange', moved);
     return () => removeEventListener('hashchange', moved);
-  }, []);
-  return here;
-}
+  },
+};
+
+/** The route, kept up to date. */
+export const useRoute = () => useStore(address);

@@ -6,10 +6,11 @@ import htm from '../vendor/htm.js';
 import { call } from './api.js';
 import { NOTHING, ago, percent, words } from './format.js';
 import { Icon } from './icons.js';
+import { store, useStore } from './store.js';
 
 export { Fragment } from '../vendor/preact.js';
 export {
-  useCallback, useEffect, useErrorBoundary, useId, useLayoutEffect, useMemo, useReducer, useRef, useState,
+  useCallback, useEffect, useErrorBoundary, useId, useLayoutEffect, useMemo, useRef, useState,
 } from '../vendor/hooks.js';
 export { Icon };
 
@@ -330,22 +331,21 @@ export function Dialog({ title, onClose, children }) {
   return html`<dialog ref=${element} aria-label=${title} onCancel=${cancelled}><h2>${title}</h2>${children}</dialog>`;
 }
 
-let shownQuestion = null;
-let toasts = [];
-let drawOverlay = () => {};
+/** What lies above the page: `asked`, the question before something that stops or deletes, and the toasts. */
+const overlay = store({ asked: null, toasts: [] });
+const setAsked = (asked) => overlay.set({ ...overlay.get(), asked });
+const setToasts = (edit) => overlay.set({ ...overlay.get(), toasts: edit(overlay.get().toasts) });
 let nextToast = 0;
 
 /** Asks before something that stops or deletes: `{title, text, action}`; answers with whether to go on. */
 export function confirm({ title, text, action }) {
-  shownQuestion?.settle(false);
+  overlay.get().asked?.settle(false);
   return new Promise((resolve) => {
     const settle = (answer) => {
-      shownQuestion = null;
-      drawOverlay();
+      setAsked(null);
       resolve(answer);
     };
-    shownQuestion = { title, text, action, settle };
-    drawOverlay();
+    setAsked({ title, text, action, settle });
   });
 }
 
@@ -353,15 +353,11 @@ export function confirm({ title, text, action }) {
 export function toast(text, tone = 'good') {
   nextToast += 1;
   const id = nextToast;
-  toasts = [...toasts.slice(-3), { id, text, tone }];
-  drawOverlay();
+  setToasts((toasts) => [...toasts.slice(-3), { id, text, tone }]);
   setTimeout(() => dropToast(id), tone === 'bad' ? 12_000 : 5_000);
 }
 
-function dropToast(id) {
-  toasts = toasts.filter((it) => it.id !== id);
-  drawOverlay();
-}
+const dropToast = (id) => setToasts((toasts) => toasts.filter((it) => it.id !== id));
 
 /** Does something and tells of it: `done` is the text of success; a failure is told in the daemon's words. */
 export async function attempt(work, done) {
@@ -377,11 +373,7 @@ export async function attempt(work, done) {
 
 /** Where questions and toasts are drawn; the shell has it once. */
 export function Overlay() {
-  const [, draw] = useState(0);
-  useEffect(() => {
-    drawOverlay = () => draw((before) => before + 1);
-  }, []);
-  const asked = shownQuestion;
+  const { asked, toasts } = useStore(overlay);
   return html`
     ${asked &&
     html`<${Dialog} key=${asked.title} title=${asked.title} onClose=${() => asked.settle(false)}>

@@ -4,12 +4,15 @@ import { openStream } from '../lib/api.js';
 import { useFleet } from '../lib/fleet.js';
 import { NOTHING, count, duration, number, quantity } from '../lib/format.js';
 import { go } from '../lib/route.js';
-import { Empty, Failure, Field, Icon, Notice, Page, Select, html, useEffect, useMemo, useRef, useResource, useState } from '../lib/ui.js';
+import { store, useStore } from '../lib/store.js';
+import { Empty, Failure, Field, Icon, Notice, Page, Select, html, useEffect, useMemo, useRef, useResource } from '../lib/ui.js';
 import { MODEL_STATES } from './model_state.js';
 
 /** The conversation, kept while the reader looks at other pages. `turns` are replaced as they grow. */
 const talk = { turns: [], settings: { system: '', temperature: '', maxTokens: '' }, abort: null, next: 0 };
-let draw = () => {};
+/** How often what is said was drawn anew. */
+const drawn = store(0);
+const draw = () => drawn.set(drawn.get() + 1);
 let frame = null;
 
 /** Shows what changed, once per frame; a tab that nobody sees has no frames, and need not have any. */
@@ -17,7 +20,7 @@ function changed(id, edit) {
   talk.turns = talk.turns.map((turn) => (turn.id === id ? { ...turn, ...edit(turn) } : turn));
   frame ??= requestAnimationFrame(() => {
     frame = null;
-    draw((before) => before + 1);
+    draw();
   });
 }
 
@@ -202,15 +205,9 @@ function useChatModels() {
 }
 
 export default function Chat({ params }) {
-  const [, redraw] = useState(0);
+  useStore(drawn);
   const { data, error, reload, options } = useChatModels();
   const end = useRef(null);
-  useEffect(() => {
-    draw = redraw;
-    return () => {
-      draw = () => {};
-    };
-  }, []);
   const model = params.get('model') ?? talk.model ?? options[0]?.value ?? null;
   talk.model = model;
   const isAtEnd = useRef(true);
@@ -224,7 +221,7 @@ export default function Chat({ params }) {
   const clear = () => {
     talk.abort?.abort();
     talk.turns = [];
-    redraw((before) => before + 1);
+    draw();
   };
   const choose = html`
     <${Select} aria-label="Model" class="model-choice" options=${options} value=${model} onChange=${(name) => go('chat', { model: name }, { replace: true })} />
