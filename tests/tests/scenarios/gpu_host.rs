@@ -40,6 +40,13 @@ impl GpuHost {
         (field("device"), field("worker_id"), pid)
     }
 
+    /// The worker of this id, as the hive lists it.
+    async fn worker(&self, id: &str) -> Option<Value> {
+        let listed = http::get(format!("{}/v1/workers", self.host.hive.url())).await.body;
+        let workers = listed["workers"].as_array()?;
+        workers.iter().find(|worker| worker["worker_id"] == id).cloned()
+    }
+
     /// The devices with their load, as the hive lists them.
     async fn device(&self, id: &str) -> Value {
         let listed = self
@@ -197,12 +204,11 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
         .await;
     assert_eq!((seen.name.as_deref(), seen.vram_mb), (Some("sleep"), 3_000));
     eventually("the worker has left", async || (!is_alive(pid)).then_some(())).await;
-    let waiting = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body["workers"][0].clone();
-    assert_eq!(
-        (&waiting["worker_id"], &waiting["state"]),
-        (&json!(id), &json!("restarting")),
-        "{waiting:#}"
-    );
+    let waiting = eventually("the hive knows that it has left", async || {
+        let worker = host.worker(&id).await?;
+        (worker["state"] == "restarting").then_some(worker)
+    })
+    .await;
     assert!(
         waiting["reason"]
             .as_str()
@@ -218,12 +224,8 @@ async fn a_gpu_whose_owner_comes_is_left_to_him_and_taken_back_afterwards() {
 
     host.owner_leaves(owner);
     eventually("the worker is back on its GPU", async || {
-        let workers = http::get(format!("{}/v1/workers", host.host.hive.url())).await.body;
-        let workers = workers["workers"].as_array()?;
-        workers
-            .iter()
-            .any(|worker| worker["worker_id"] == id && worker["device"] == "cuda:0" && worker["state"] == "running")
-            .then_some(())
+        let worker = host.worker(&id).await?;
+        (worker["device"] == "cuda:0" && worker["state"] == "running").then_some(())
     })
     .await;
 }
