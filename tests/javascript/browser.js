@@ -14,7 +14,7 @@ export const DESK = { viewport: { width: 1280, height: 900 } };
 export const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, hasTouch: true, isMobile: true };
 
 /** Longest that a check waits for something to show. Only a failing check waits this long. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 120_000;
 
 const SWITCHES = ["disable-gpu", "disable-quic", "no-first-run", "disable-component-update", "disable-sync"];
 

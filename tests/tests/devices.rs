@@ -333,8 +333,9 @@ fn a_game_that_starts_shows_by_name_with_the_memory_that_it_takes() {
             util: Some(80),
         });
     });
+    // The memory is read first: what else is read then is of the game's time, too.
     let snapshot = until(&monitor, "the game shows", |snapshot| {
-        !snapshot.foreign("cuda:0", &ours).is_empty()
+        snapshot.monitor(Duration::ZERO, &ours).devices[0].vram_used_mb == Some(15_000)
     });
     let foreign = snapshot.foreign("cuda:0", &ours);
     assert_eq!((foreign.len(), foreign[0].pid), (1, game));

@@ -170,6 +170,7 @@ const loaded = new Map();
 function View({ page, params }) {
   const [told, tell] = useState({ id: null, error: null });
   const [fault, forgive] = useErrorBoundary();
+  const isFirst = useRef(true);
   useEffect(() => {
     if (loaded.has(page.id)) return;
     page.load().then(
@@ -182,6 +183,13 @@ function View({ page, params }) {
   }, [page]);
   useEffect(() => forgive, [page]);
   const Shown = loaded.get(page.id);
+  useEffect(() => {
+    if (!Shown) return;
+    // A reader who came by a link starts at the new page's title; the first page is left as it is.
+    if (!isFirst.current) document.getElementById('page-title')?.focus();
+    isFirst.current = false;
+    scrollTo(0, 0);
+  }, [Shown]);
   if (fault) return html`<${Failure} error=${fault} retry=${forgive} />`;
   if (Shown) return html`<${Shown} key=${page.id} params=${params} />`;
   if (told.id === page.id && told.error) return html`<${Failure} error=${told.error} retry=${() => location.reload()} />`;
@@ -192,14 +200,7 @@ function View({ page, params }) {
 function App() {
   const { page: here, params } = useRoute();
   const { connection, queen } = useFleet();
-  const first = useRef(true);
   const page = PAGES.find((it) => it.id === here) ?? PAGES[0];
-  useEffect(() => {
-    // A reader who came by a link starts at the new page's title; the first page is left as it is.
-    if (!first.current) document.getElementById('page-title')?.focus();
-    first.current = false;
-    scrollTo(0, 0);
-  }, [page.id]);
   const forget = () => {
     forgetSecrets();
     location.reload();

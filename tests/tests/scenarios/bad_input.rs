@@ -1,5 +1,7 @@
 //! Bad input of every kind gets its error, and nothing breaks.
 
+use std::time::Duration;
+
 use rbee_tests::fake::FakeWorker;
 use rbee_tests::http::{self, Answer};
 use rbee_tests::{Cluster, wire};
@@ -46,8 +48,9 @@ async fn a_malformed_heartbeat_gets_400_with_the_path_of_the_field() {
 #[tokio::test]
 async fn whatever_is_posted_to_the_queen_gets_an_error_that_says_what_is_wrong() {
     let cluster = Cluster::start().await;
-    let worker = FakeWorker::start("w", "m").await;
-    worker.beat_to(&cluster.url()).await;
+    let mut worker = FakeWorker::start("w", "m").await;
+    worker.beat_on(&cluster.url(), Duration::from_millis(500));
+    cluster.until_ready("m", 1).await;
     let chat = cluster.chat_url();
 
     for (body, what) in [

@@ -47,7 +47,8 @@ async fn the_vercel_ai_sdk_with_its_openai_compatible_provider_works_unchanged()
 async fn works(script: impl FnOnce(&Clients) -> Command) {
     let mut command = script(&Clients::installed(env!("CARGO_TARGET_TMPDIR")));
     let pace = ["--heartbeat-interval-ms", "1000", "--heartbeat-ttl-ms", "10000"];
-    let queue = ["--queue-max", "1", "--queue-timeout-ms", "3000"];
+    // Longer than a busy machine keeps a client from its second request.
+    let queue = ["--queue-max", "1", "--queue-timeout-ms", "8000"];
     let cluster = Cluster::with(pace.iter().chain(&queue).chain(&["--api-key", KEY])).await;
     // More slots than requests that a script sends at once: none has to wait.
     let _smollm2 = cluster.worker_with(models::SMOLLM2, &["--slots", "8"]).await;

@@ -5,13 +5,13 @@
 //! `target/tmp/dashboard`, and lines that begin with `figure:`.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rbee_tests::clients::Clients;
 use rbee_tests::fake::FakeWorker;
 use rbee_tests::hub::Hub;
 use rbee_tests::process::is_alive;
-use rbee_tests::{Cluster, Process, Program, browser, eventually, models};
+use rbee_tests::{Cluster, Process, Program, browser, models};
 
 /// The operator's token.
 const TOKEN: &str = "token-of-the-operator";
@@ -176,16 +176,17 @@ impl Script {
     /// Waits until it asks for this.
     async fn wants(&self, wish: &str) {
         let line = format!("please: {wish}");
-        eventually(&line, async || {
+        let end = Instant::now() + LIMIT;
+        loop {
+            // Looked at first: what it said before it ended counts.
+            let goes_on = is_alive(self.process.pid()) && Instant::now() < end;
             let log = self.process.log();
-            let is_said = log.lines().any(|said| said == line);
-            assert!(
-                is_said || is_alive(self.process.pid()),
-                "the checks ended before they asked for `{wish}`:\n{log}"
-            );
-            is_said.then_some(())
-        })
-        .await;
+            if log.lines().any(|said| said == line) {
+                return;
+            }
+            assert!(goes_on, "the checks did not ask for `{wish}`:\n{log}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Waits for its end, and shows its figures.

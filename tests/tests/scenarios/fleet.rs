@@ -39,7 +39,8 @@ async fn a_worker_that_stops_beating_is_not_chosen_after_its_ttl() {
 
 #[tokio::test]
 async fn a_worker_whose_clock_is_an_hour_off_is_online() {
-    let cluster = Cluster::start().await;
+    // Each beats once.
+    let cluster = Cluster::with(["--heartbeat-ttl-ms", "120000"]).await;
     for (name, hours) in [("ahead", 1), ("behind", -1)] {
         let worker = FakeWorker::start(name, name).await;
         let beat = worker.beat(Utc::now() + TimeDelta::hours(hours));
@@ -83,7 +84,8 @@ async fn a_worker_that_says_goodbye_is_gone_at_once() {
 
 #[tokio::test]
 async fn a_refused_connection_is_tried_elsewhere_and_the_client_sees_only_the_answer() {
-    let cluster = Cluster::start().await;
+    // Each beats once.
+    let cluster = Cluster::with(["--heartbeat-ttl-ms", "120000"]).await;
     let (dead, alive) = (
         FakeWorker::start("dead", "m").await,
         FakeWorker::start("alive", "m").await,
@@ -106,7 +108,11 @@ async fn the_queen_restarts_and_the_fleet_is_whole_again_without_a_worker_restar
         .await;
     assert_eq!(spawned["state"], "succeeded", "{spawned:#}");
     cluster.until_ready(models::SMOLLM2, 1).await;
-    let before = cluster.fleet().await;
+    let before = cluster
+        .until("the hive has beaten, too", |fleet| {
+            (!fleet.hives.is_empty()).then(|| fleet.clone())
+        })
+        .await;
 
     cluster.queen.kill().await;
     cluster.restart_queen().await;

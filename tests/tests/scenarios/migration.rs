@@ -164,14 +164,18 @@ async fn killed_after(body: &Value, pieces: usize) -> (Cluster, Vec<Process>, Ve
     while let Some(line) = lines.next().await {
         seen.push(line);
         if seen.len() == pieces {
+            // Nobody writes on while it is found out who writes.
+            workers.iter().for_each(|(_, worker)| worker.signal(Signal::SIGSTOP));
             // The headers do not always name it: an answer that is slow to begin has them before it has a worker.
             let fleet = cluster.fleet().await;
             let writer = fleet.workers.iter().find(|worker| worker.leases > 0).expect("a writer");
-            let (_, worker) = workers
-                .iter_mut()
-                .find(|(id, _)| *id == writer.id.as_str())
-                .expect("one of them");
-            worker.kill().await;
+            for (id, worker) in &mut workers {
+                if *id == writer.id.as_str() {
+                    worker.kill().await;
+                } else {
+                    worker.signal(Signal::SIGCONT);
+                }
+            }
         }
     }
     let left = workers.into_iter().map(|(_, worker)| worker).collect();
@@ -283,7 +287,16 @@ async fn what_cannot_be_taken_up_ends_with_an_error_that_says_why() {
 /// The streams of a completion have other chunks than those of a chat.
 #[tokio::test]
 async fn a_text_completion_goes_on_as_a_chat_does() {
-    let cluster = Cluster::start().await;
+    // Its worker is silent while another one loads the model.
+    let settings = [
+        "--heartbeat-interval-ms",
+        "1000",
+        "--heartbeat-ttl-ms",
+        "120000",
+        "--stall-timeout-ms",
+        "600000",
+    ];
+    let cluster = Cluster::with(settings).await;
     let mut doomed = cluster.worker_with(models::GEMMA3, &["--worker-id", "a"]).await;
     cluster.until_ready(models::GEMMA3, 1).await;
     let body = json!({"model": models::GEMMA3, "prompt": "Once upon a time", "max_tokens": 120, "temperature": 0});

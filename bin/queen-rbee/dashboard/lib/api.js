@@ -24,6 +24,8 @@ const secrets = Object.fromEntries(
 
 /** A store: the question that a person has to answer, `{name: 'token'|'key', wrong: bool}`, or null. */
 export const question = store(null);
+/** A store: how many secrets were told to this page; what was refused may be asked for anew when it changes. */
+export const secretsTold = store(0);
 
 /** Takes a person's answer: the secret, or null for "not now". Kept for this tab, with `remember` for this browser. */
 export function answerQuestion(secret, { remember = false } = {}) {
@@ -32,6 +34,7 @@ export function answerQuestion(secret, { remember = false } = {}) {
   if (secret) setSecret(asked.name, secret, remember);
   question.set(null);
   asked.resolve(Boolean(secret));
+  if (secret) secretsTold.set(secretsTold.get() + 1);
 }
 
 /** Whether a secret is kept. */
@@ -49,10 +52,9 @@ function setSecret(name, secret, remember = false) {
   if (secret) (remember ? localStorage : sessionStorage).setItem(stored(name), secret);
 }
 
+/** Asks a person, unless that is being asked already; whether there is an answer. */
 function ask(name, wrong) {
-  const asked = question.get();
-  if (asked?.name === name) return asked.answered;
-  asked?.resolve(false);
+  if (question.get()) return question.get().answered;
   let resolve;
   const answered = new Promise((settle) => {
     resolve = settle;
@@ -87,6 +89,9 @@ export async function request(path, { method = 'GET', body, headers = {}, signal
     if (response.ok) return response;
     const refusal = await refused(response);
     if (response.status !== 401) throw refusal;
+    // One question at a time: nobody's typing is taken away, and the token opens what a key opens.
+    while (question.get() && question.get().name !== name) await question.get().answered;
+    signal?.throwIfAborted();
     // Another call may have brought a newer secret meanwhile.
     const newest = name === 'key' ? (secrets.key ?? secrets.token) : secrets.token;
     if (newest === secret && !(await ask(name, Boolean(secret)))) throw refusal;

@@ -3,7 +3,7 @@
 // The state is replaced, never changed, at most once per frame; a member whose object is the same did not change. After a
 // break the stream goes on where it was; a queen that restarted, or that no longer has the place, sends a new snapshot.
 
-import { ApiError, question, sse } from './api.js';
+import { ApiError, question, secretsTold, sse } from './api.js';
 import { store, useStore } from './store.js';
 
 const PATH = '/v1/heartbeats/stream';
@@ -213,6 +213,7 @@ document.addEventListener('visibilitychange', () => {
   }, HIDDEN_MS);
 });
 addEventListener('online', reconnect);
+secretsTold.watch(reconnect);
 question.watch((asked) => {
   if (asked?.name === 'token' && fleet().connection.state !== 'live') connection('locked');
 });

@@ -2,6 +2,8 @@
 
 import { call, openStream } from './api.js';
 
+const ASK_MS = 1_000;
+
 /** Starts a job: `{operation: 'worker_stop', worker_id, ...}`; answers with its id. */
 export const startJob = async (operation) => (await call('/v1/jobs', { method: 'POST', body: operation })).job_id;
 
@@ -24,9 +26,13 @@ export async function followJob(id, told, signal) {
   return last;
 }
 
-/** Starts a job and waits for its end; answers with its result. Throws with the reason if it fails. */
-export async function runJob(operation, told, signal) {
-  const last = await followJob(await startJob(operation), told, signal);
-  if (last.state === 'succeeded') return last.result ?? null;
-  throw new Error(last.error?.message ?? last.message ?? `the job was ${last.state}`);
+/** Waits for the end of a job; throws with the reason if it did not succeed. */
+export async function jobDone(id) {
+  for (;;) {
+    // Asked for, not followed: jobs may be many and long, and a browser has six connections to one host.
+    const { state, last_event: last } = await call(`/v1/jobs/${encodeURIComponent(id)}`);
+    if (state === 'succeeded' || state === 'cancelled') return;
+    if (state === 'failed') throw new Error(last?.error?.message ?? 'the job failed');
+    await new Promise((resolve) => setTimeout(resolve, ASK_MS));
+  }
 }

@@ -9,38 +9,52 @@ const KEPT = 2_000;
 /** Changes come in bunches; what they led to is asked for once. */
 const SETTLE_MS = 300;
 
+/** Newest first, each once. */
+function merged(...lists) {
+  const byId = new Map(lists.flat().map((entry) => [entry.id, entry]));
+  return [...byId.values()].sort((left, right) => right.id - left.id).slice(0, KEPT);
+}
+
 /** `{entries, keptSince, error}`: entries newest first, null until they are known. */
 export function useTimeline() {
   const [told, tell] = useState({ entries: null, keptSince: null, error: null });
   useEffect(() => {
     const abort = new AbortController();
-    let timer = null;
-    let newest = null;
-    const add = (entries) => {
-      const fresh = entries.filter((entry) => newest === null || entry.id > newest);
-      if (fresh.length === 0) return;
-      newest = Math.max(...fresh.map((entry) => entry.id));
-      tell((before) => ({ ...before, entries: [...fresh, ...(before.entries ?? [])].slice(0, KEPT), error: null }));
-    };
-    const ask = async (isAnew) => {
-      timer = null;
-      if (isAnew) newest = null;
+    // A queen that restarted numbers anew: what was asked for in an older round is forgotten.
+    let [timer, round, since] = [null, 0, []];
+    const ask = async (path) => {
+      const asked = round;
       try {
-        const after = newest === null ? '' : `?after=${newest}`;
-        const { entries, kept_since: keptSince } = await call(`${PATH}${after}`, { signal: abort.signal });
-        if (after) return add(entries);
-        newest = entries[0]?.id ?? 0;
-        return tell({ entries, keptSince, error: null });
+        const answer = await call(path, { signal: abort.signal });
+        return asked === round ? answer : null;
       } catch (error) {
         if (!abort.signal.aborted) tell((before) => ({ ...before, error }));
-        return undefined;
+        return null;
       }
     };
-    ask(true);
+    const add = (entries) => {
+      since = merged(entries, since);
+      tell((before) => ({ ...before, entries: before.entries && merged(entries, before.entries), error: null }));
+    };
+    const askAll = async () => {
+      round += 1;
+      since = [];
+      const answer = await ask(PATH);
+      if (!answer) return;
+      // What was told meanwhile may be newer than the answer.
+      since = merged(since, answer.entries);
+      tell({ entries: since, keptSince: answer.kept_since, error: null });
+    };
+    const askMore = async () => {
+      timer = null;
+      const answer = await ask(`${PATH}?after=${since[0]?.id ?? 0}`);
+      if (answer) add(answer.entries);
+    };
+    askAll();
     const stop = onFleetEvent((event, data) => {
       if (event === 'timeline') add([data]);
-      else if (event === 'snapshot') ask(true);
-      else timer ??= setTimeout(ask, SETTLE_MS);
+      else if (event === 'snapshot') askAll();
+      else timer ??= setTimeout(askMore, SETTLE_MS);
     });
     return () => {
       stop();

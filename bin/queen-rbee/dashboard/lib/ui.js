@@ -1,9 +1,9 @@
 // The pieces that pages are made of. No colour alone carries meaning: a word or an icon stands beside it.
 
 import { Component, h } from '../vendor/preact.js';
-import { useCallback, useEffect, useMemo, useRef, useState } from '../vendor/hooks.js';
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from '../vendor/hooks.js';
 import htm from '../vendor/htm.js';
-import { call } from './api.js';
+import { call, secretsTold } from './api.js';
 import { NOTHING, ago, percent, words } from './format.js';
 import { Icon } from './icons.js';
 import { store, useStore } from './store.js';
@@ -57,32 +57,46 @@ export function Ago({ since }) {
 
 /**
  * JSON of a path, null for none yet: `{data, error, isLoading, reload}`. Asked again every `everyMs` while the page is
- * seen, and when `path` changes. What was there stays while it is asked again.
+ * seen, when `path` changes, and when a secret is told. What was there stays while it is asked again. `reload` lets a call
+ * that is under way end, and asks once more then. What is refused for want of a secret is not asked for by the clock: the
+ * person has said "not now".
  */
 export function useResource(path, { everyMs = 0 } = {}) {
   const [told, tell] = useState({ path: null, data: null, error: null });
-  const [round, setRound] = useState(0);
+  const secrets = useStore(secretsTold);
+  const again = useRef(null);
   useEffect(() => {
     if (!path) return undefined;
     const abort = new AbortController();
-    let timer = null;
+    let [timer, isAsking, isWanted] = [null, false, false];
     const ask = async () => {
+      clearTimeout(timer);
+      isWanted = isAsking;
+      if (isAsking) return;
+      isAsking = true;
+      let isLocked = false;
       try {
         const data = document.hidden && everyMs ? undefined : await call(path, { signal: abort.signal });
         if (data !== undefined) tell({ path, data, error: null });
       } catch (error) {
         if (abort.signal.aborted) return;
+        isLocked = error.status === 401;
         tell((before) => ({ path, data: before.path === path ? before.data : null, error }));
       }
-      if (everyMs && !abort.signal.aborted) timer = setTimeout(ask, everyMs);
+      isAsking = false;
+      if (abort.signal.aborted) return;
+      if (isWanted) ask();
+      else if (everyMs && !isLocked) timer = setTimeout(ask, everyMs);
     };
     ask();
+    again.current = ask;
     return () => {
+      again.current = null;
       abort.abort();
       clearTimeout(timer);
     };
-  }, [path, everyMs, round]);
-  const reload = useCallback(() => setRound((before) => before + 1), []);
+  }, [path, everyMs, secrets]);
+  const reload = useCallback(() => again.current?.(), []);
   const isCurrent = told.path === path;
   return { data: isCurrent ? told.data : null, error: isCurrent ? told.error : null, isLoading: !isCurrent, reload };
 }
@@ -320,9 +334,11 @@ function Heading({ column, order, sort }) {
 /** A modal dialog; `onClose` also for Escape. The children are its form. */
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
-  useEffect(() => {
-    element.current.showModal();
-    return () => element.current?.close();
+  // Before the browser goes on, and before the element goes: closing it gives the focus back to where it was.
+  useLayoutEffect(() => {
+    const dialog = element.current;
+    dialog.showModal();
+    return () => dialog.close();
   }, []);
   const cancelled = (event) => {
     event.preventDefault();

@@ -91,13 +91,15 @@ async function read(id, model, signal) {
 async function send(model, text) {
   added('user', text);
   const id = added('assistant', '', { model, isOpen: true, receipt: {} });
-  talk.abort = new AbortController();
+  const abort = new AbortController();
+  talk.abort = abort;
+  draw();
   try {
-    await read(id, model, talk.abort.signal);
+    await read(id, model, abort.signal);
   } catch (error) {
     changed(id, () => (error.name === 'AbortError' ? { finish: 'stopped' } : { error: error.message }));
   }
-  talk.abort = null;
+  if (talk.abort === abort) talk.abort = null;
   changed(id, () => ({ isOpen: false, note: null }));
 }
 

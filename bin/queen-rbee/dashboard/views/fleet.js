@@ -3,7 +3,7 @@
 import { call, hasSecrets } from '../lib/api.js';
 import { useFleet } from '../lib/fleet.js';
 import { clock, count, duration, megabytes, number, percent, quantity, words } from '../lib/format.js';
-import { runJob } from '../lib/jobs.js';
+import { jobDone, startJob } from '../lib/jobs.js';
 import { href } from '../lib/route.js';
 import { useTimeline } from '../lib/timeline.js';
 import {
@@ -190,7 +190,7 @@ async function stopWorker(worker, operation) {
     : `${worker.id} takes nothing new, finishes its requests however long they take, then its process ends.`;
   const title = `${isStop ? 'Stop' : 'Drain'} ${worker.id}?`;
   if (!(await confirm({ title, text, action: isStop ? 'Stop the worker' : 'Drain the worker' }))) return;
-  attempt(() => runJob({ operation, worker_id: worker.id }), `${worker.id} has ended.`);
+  attempt(async () => jobDone(await startJob({ operation, worker_id: worker.id })), `${worker.id} has ended.`);
 }
 
 const TwoLines = ({ first, second, title }) => html`

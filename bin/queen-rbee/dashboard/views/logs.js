@@ -165,8 +165,10 @@ function choices(workers, chosen) {
 export default function Logs({ params }) {
   const { workers, isLoaded } = useFleet();
   const named = params.get('worker');
-  const only = workers.size === 1 ? [...workers.keys()][0] : '';
-  const chosen = named ?? only;
+  // The only one is chosen by itself, and stays so when others come.
+  const first = useRef('');
+  if (workers.size === 1) first.current ||= [...workers.keys()][0];
+  const chosen = named ?? first.current;
   const actions = (workers.size > 0 || named) && html`
     <${Select}
       aria-label="Worker"

@@ -3,7 +3,7 @@
 import { call } from '../lib/api.js';
 import { onFleetEvent, useFleet } from '../lib/fleet.js';
 import { NOTHING, bytes, count, duration, number, quantity } from '../lib/format.js';
-import { cancelJob, followJob, startJob } from '../lib/jobs.js';
+import { cancelJob, jobDone, startJob } from '../lib/jobs.js';
 import { href } from '../lib/route.js';
 import {
   Ago, Badge, Dialog, Empty, Failure, Field, Page, Progress, Readiness, Section, Select, Table, attempt, confirm, html, toast,
@@ -72,9 +72,8 @@ async function begin(operation, words, reload) {
   const id = await attempt(() => startJob(operation), words);
   reload();
   if (!id) return;
-  const last = await attempt(() => followJob(id));
+  await jobDone(id).catch((error) => toast(`${WORDS[operation.operation](operation)}: ${error.message}`, 'bad'));
   reload();
-  if (last?.state === 'failed') toast(`${WORDS[operation.operation](operation)}: ${last.error?.message ?? 'it failed'}`, 'bad');
 }
 
 function Job({ job, reload }) {
@@ -165,7 +164,7 @@ function Keep({ model, reload }) {
   return html`
     <h3>Keep running</h3>
     <form class="row" onSubmit=${send}>
-      <label class="row">Workers <input type="number" name="replicas" min="1" max="100" required value=${kept?.replicas ?? 1} /></label>
+      <label class="row">Workers <input type="number" name="replicas" min="1" max="100" required defaultValue=${kept?.replicas ?? 1} /></label>
       <label class="check"><input type="checkbox" name="pin" defaultChecked=${kept?.pin} /> never in anybody’s place</label>
       <button type="submit">Keep</button>
       ${kept && html`<button type="button" onClick=${end}>End this</button>`}

@@ -3,7 +3,7 @@
 import { bytes, count, duration } from '../lib/format.js';
 import { go, href } from '../lib/route.js';
 import {
-  Badge, Empty, Failure, Field, Notice, Page, Progress, Section, Select, Stat, Stats, Table, html, useResource,
+  Badge, Empty, Failure, Field, Notice, Page, Progress, Section, Select, Stat, Stats, Table, html, useRef, useResource,
 } from '../lib/ui.js';
 import { MODEL_STATES } from './model_state.js';
 import { Verdicts, target } from './verdicts.js';
@@ -74,7 +74,10 @@ export default function Placement({ params }) {
   const rank = ({ state }) => MODEL_STATES[state]?.rank ?? 9;
   const listed = [...(models.data?.data ?? [])].sort((left, right) => rank(left) - rank(right) || left.id.localeCompare(right.id));
   const names = listed.map((model) => model.id);
-  const model = asked ?? names[0] ?? null;
+  // The order changes with the models' states; what is being read does not.
+  const first = useRef(null);
+  first.current ??= names[0] ?? null;
+  const model = asked ?? first.current;
   const placement = useResource(model && `/v1/placement?model=${encodeURIComponent(model)}`, { everyMs: EVERY_MS });
   const options = asked && !names.includes(asked) ? [asked, ...names] : names;
   const choose = html`<${Field} id="placement-model" label="Model">

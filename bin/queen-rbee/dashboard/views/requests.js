@@ -1,10 +1,11 @@
 // What was asked of the fleet in the last hour: how often, how fast, and what went wrong.
 
-import { call } from '../lib/api.js';
+import { call, secretsTold } from '../lib/api.js';
 import { Chart } from '../lib/chart.js';
 import { fleet, useFleet } from '../lib/fleet.js';
 import { NOTHING, count, duration, number, quantity } from '../lib/format.js';
 import { href } from '../lib/route.js';
+import { useStore } from '../lib/store.js';
 import { Empty, Failure, Page, Section, Select, Stat, Stats, Table, html, useEffect, useMemo, useState } from '../lib/ui.js';
 
 const EVERY_MS = 5_000;
@@ -37,6 +38,7 @@ function merged(before, told) {
 function useTraffic() {
   const [known, know] = useState({ traffic: null, error: null });
   const [round, setRound] = useState(0);
+  const secrets = useStore(secretsTold);
   useEffect(() => {
     const abort = new AbortController();
     let [traffic, queen, timer] = [null, null, null];
@@ -51,6 +53,7 @@ function useTraffic() {
       } catch (error) {
         if (abort.signal.aborted) return;
         know({ traffic, error });
+        if (error.status === 401) return;
       }
       timer = setTimeout(ask, EVERY_MS);
     };
@@ -59,7 +62,7 @@ function useTraffic() {
       abort.abort();
       clearTimeout(timer);
     };
-  }, [round]);
+  }, [round, secrets]);
   return { ...known, reload: () => setRound((before) => before + 1) };
 }
 
