@@ -133,8 +133,13 @@ async fn workers_are_packed_onto_eight_gpus_and_each_sees_only_its_own() {
             &json!({"operation": "worker_stop", "worker_id": worker}),
         )
         .await;
-    host.cluster.until_ready(models::SMOLLM2, 5).await;
-    let fleet = host.cluster.fleet().await;
+    let fleet = host
+        .cluster
+        .until("the five are there, and only they", |fleet| {
+            let ready = fleet.workers.iter().filter(|worker| worker.ready).count();
+            (ready == 5 && fleet.workers.len() == 5).then(|| fleet.clone())
+        })
+        .await;
     let mut told: Vec<&str> = fleet.workers.iter().map(|worker| worker.device.as_str()).collect();
     told.sort_unstable();
     assert_eq!(told, devices, "what the workers say of themselves");

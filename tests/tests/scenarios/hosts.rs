@@ -216,8 +216,9 @@ async fn a_killed_hive_is_noticed_and_its_worker_goes_on() {
     let ((), late) = queen.until("the hive is lost", at_least(&[Liveness::Lost])).await;
     figure("hive killed, until lost (TTL 4 s and one sweep)", soon + late);
 
-    let fleet = queen.fleet().await;
-    let after = ready_worker(&fleet, &id).expect("its worker is ready");
+    let (after, _) = queen
+        .until("its worker is ready", |fleet| ready_worker(fleet, &id))
+        .await;
     assert_eq!((after.pid, after.incarnation), (before.pid, before.incarnation));
     let answer = queen.chat(models::SMOLLM2).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -228,7 +229,7 @@ async fn a_killed_hive_is_noticed_and_its_worker_goes_on() {
 async fn a_worker_that_was_stopped_for_a_while_is_lost_meanwhile_and_is_not_started_again() {
     models::smollm2().await;
     let Some(lan) = Lan::build() else { return };
-    let queen = Queen::start(&lan, &["--heartbeat-interval-ms", "300", "--heartbeat-ttl-ms", "1200"]).await;
+    let queen = Queen::start(&lan, &PACE).await;
     let host = lan.host().await;
     let hive_process = start_hive(&host, "box", &queen.url()).await;
     let id = spawn_worker(&host, &hive_process).await;
@@ -242,9 +243,9 @@ async fn a_worker_that_was_stopped_for_a_while_is_lost_meanwhile_and_is_not_star
         (view.liveness == Liveness::Lost).then_some(())
     };
     let ((), time) = queen.until("the stopped worker is lost", lost).await;
-    figure("worker stopped, until lost (TTL 1.2 s and one sweep)", time);
+    figure("worker stopped, until lost (TTL 4 s and one sweep)", time);
     queen
-        .watch(Duration::from_millis(2_400), |fleet| {
+        .watch(Duration::from_secs(8), |fleet| {
             assert!(ready_worker(fleet, &id).is_none(), "it cannot answer");
         })
         .await;

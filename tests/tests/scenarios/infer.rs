@@ -1,6 +1,7 @@
 //! Answers that are made as jobs of the queen, by the real model: whoever ordered one may go away.
 
 use futures_util::StreamExt;
+use nix::sys::signal::Signal;
 use rbee_tests::models::SMOLLM2;
 use rbee_tests::{Cluster, Process, eventually, http};
 use serde_json::{Map, Value, json};
@@ -115,14 +116,21 @@ async fn a_worker_killed_in_the_middle_of_an_answer_is_not_noticed_by_its_job() 
     cluster.until_ready(SMOLLM2, 2).await;
     let job = ordered(&cluster, 500).await;
     begun(&cluster, &job).await;
+    // Nobody writes on while it is found out who writes.
+    workers.iter().for_each(|(_, worker)| worker.signal(Signal::SIGSTOP));
     let writer = cluster
         .until("one of them writes", |fleet| {
             let writer = fleet.workers.iter().find(|worker| worker.leases > 0)?;
             Some(writer.id.to_string())
         })
         .await;
-    let (_, worker) = workers.iter_mut().find(|(id, _)| *id == writer).expect("one of them");
-    worker.kill().await;
+    for (id, worker) in &mut workers {
+        if *id == writer {
+            worker.kill().await;
+        } else {
+            worker.signal(Signal::SIGCONT);
+        }
+    }
     let last = over(&cluster, &job).await;
     let result = &last["result"];
     assert!(

@@ -150,7 +150,9 @@ async fn one_machine_shares_itself_and_another_joins_it_with_what_was_shown() {
 #[tokio::test]
 async fn a_second_hive_on_one_machine_joins_without_a_token_and_leaves_by_ctrl_c() {
     models::smollm2().await;
-    let cluster = Cluster::start().await;
+    // A goodbye that a busy machine swallows is made up for by the retention.
+    let pace = ["--heartbeat-interval-ms", "1000", "--heartbeat-ttl-ms", "10000"];
+    let cluster = Cluster::with(pace.iter().chain(&["--retention-ms", "10000"])).await;
     let state = tempfile::tempdir().unwrap();
     let mut guest = join(Program::Rbee.command(), &cluster.url(), state.path());
     let joined = event(&guest, "joined").await;

@@ -117,6 +117,10 @@ async fn a_download_that_a_kill_interrupted_goes_on_and_is_verified() {
         hub.has_stalled().then_some(())
     })
     .await;
+    eventually("what has come is noted on the disk", async || {
+        has_mark(folder.path()).then_some(())
+    })
+    .await;
     first.kill().await;
     let sent = hub.sent_bytes();
     assert!(sent < size, "all of it was sent before the kill");
@@ -136,6 +140,14 @@ async fn a_download_that_a_kill_interrupted_goes_on_and_is_verified() {
         again < size - (sent / 4),
         "{again} of {size} bytes were sent after the kill, {sent} before"
     );
+}
+
+/// Whether a download has noted on the disk what of it is there: after a kill, only that counts.
+fn has_mark(folder: &Path) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        path.extension().is_some_and(|end| end == "mark") || has_mark(&path)
+    })
 }
 
 #[tokio::test]

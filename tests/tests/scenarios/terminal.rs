@@ -44,6 +44,8 @@ async fn a_chat_remembers_stops_at_ctrl_c_and_ends_at_ctrl_d() {
     let at = chat.until("max_tokens is 2000", at).await;
     chat.line("/clear");
     let at = chat.until("a new conversation", at).await;
+    // From here on it is the editor who shows what is typed, once.
+    let at = chat.until(PROMPT, at).await;
     chat.line("Write a very long story about a dog and a cat.");
     let at = chat.until("a dog and a cat.", at).await;
     let at = chat.until("cat", at).await;

@@ -161,13 +161,14 @@ impl Books {
         self.models.keys().cloned().collect()
     }
 
-    /// For how long more than `bound` requests have been waiting; zero where no more do.
-    pub(crate) fn above(&mut self, model: &ModelId, bound: usize, now: Instant) -> Duration {
+    /// For how long more than `bound` requests have been waiting while the model `is_served`; zero where no more do.
+    pub(crate) fn above(&mut self, model: &ModelId, bound: usize, is_served: bool, now: Instant) -> Duration {
         let (waiting, _) = self.waiting(model, now);
         let Some(entry) = self.models.get_mut(model) else {
             return Duration::ZERO;
         };
-        if waiting <= bound {
+        // Before the first worker is there, how many wait says nothing of whether it is enough.
+        if waiting <= bound || !is_served {
             entry.above_since = None;
             return Duration::ZERO;
         }
@@ -458,13 +459,20 @@ mod tests {
     fn a_line_is_above_its_bound_since_it_rose_above_it() {
         let (mut books, now, m) = (Books::default(), Instant::now(), model("m"));
         books.demand(&m, 9, S(0), now);
-        assert_eq!(books.above(&m, 8, now), Duration::ZERO);
+        assert_eq!(books.above(&m, 8, true, now), Duration::ZERO);
         books.demand(&m, 12, S(0), now + S(2));
-        assert_eq!(books.above(&m, 8, now + S(2)), S(2));
-        books.demand(&m, 8, S(0), now + S(3));
-        assert_eq!(books.above(&m, 8, now + S(3)), Duration::ZERO);
+        assert_eq!(books.above(&m, 8, true, now + S(2)), S(2));
+        assert_eq!(
+            books.above(&m, 8, false, now + S(3)),
+            Duration::ZERO,
+            "nobody serves it"
+        );
         books.demand(&m, 9, S(0), now + S(4));
-        assert_eq!(books.above(&m, 8, now + S(4)), Duration::ZERO, "it begins anew");
+        assert_eq!(books.above(&m, 8, true, now + S(4)), Duration::ZERO, "it begins anew");
+        books.demand(&m, 8, S(0), now + S(5));
+        assert_eq!(books.above(&m, 8, true, now + S(5)), Duration::ZERO);
+        books.demand(&m, 9, S(0), now + S(6));
+        assert_eq!(books.above(&m, 8, true, now + S(6)), Duration::ZERO, "it begins anew");
     }
 
     #[test]

@@ -159,12 +159,6 @@ impl Service {
         let config = &self.shared.config;
         let Look { stated, hosts, now, .. } = *seen;
         let wanted = stated.serve.get(model).map_or(0, |serve| serve.replicas as usize);
-        let waiting = match config.loads_on_demand {
-            true => self.wanting(model, books, seen.router, now),
-            false => 0,
-        };
-        let bound = config.scale_up_waiting.unwrap_or(usize::MAX);
-        let above = books.above(model, bound, now);
         let running = match wanted {
             0 => {
                 let serving = self.serving(model, now).into_iter();
@@ -174,13 +168,22 @@ impl Service {
         };
         let starting = self.starting(model, hosts, books, now);
         let starting = starting.iter().filter(|worker| !is_on_drained(worker, hosts, stated));
+        let starting = starting.count() + books.loads_of(model).count();
+        let waiting = match (config.loads_on_demand, running + starting) {
+            (false, _) => 0,
+            (true, 0) => self.wanting(model, books, seen.router, now),
+            // The line alone: those who were told of in this moment may have left it for the worker that is there.
+            (true, _) => seen.router.waiting(model),
+        };
+        let bound = config.scale_up_waiting.unwrap_or(usize::MAX);
+        let above = books.above(model, bound, running > 0, now);
         Replicas {
             waiting,
             bound,
             above_bound_ms: millis(above),
             patience_ms: millis(config.scale_up_after),
             running,
-            starting: starting.count() + books.loads_of(model).count(),
+            starting,
             wanted,
             max: config.max_replicas,
         }

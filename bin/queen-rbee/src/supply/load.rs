@@ -220,7 +220,7 @@ impl Service {
             Trigger::Demand { .. } => {
                 self.wanting(model, books, router, now) == 0 || !self.serving(model, now).is_empty()
             }
-            Trigger::Line { .. } => self.wanting(model, books, router, now) == 0,
+            Trigger::Line { .. } => router.waiting(model) == 0,
             Trigger::Serve { .. } => {
                 let stated = self.shared.stated.now();
                 let wanted = stated.serve.get(model).map_or(0, |serve| serve.replicas as usize);

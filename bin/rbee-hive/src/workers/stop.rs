@@ -12,6 +12,8 @@ use crate::App;
 
 /// Limit for a worker to hear that it should end.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit for the table to follow what the supervisor told already.
+const FOLLOWING: Duration = Duration::from_secs(1);
 
 /// Stops a worker; it is gone when this ends. Its requests may take `grace`, or what the settings say.
 pub(crate) async fn stop(app: &App, id: &WorkerId, grace: Option<Duration>) -> Result<Ending, Error> {
@@ -59,7 +61,12 @@ async fn end(app: &App, id: &WorkerId, grace: Option<Duration>, why: Option<Stri
             tracing::debug!(worker_id = %id, why, "the worker does not hear how long it has");
         }
     }
-    app.core.supervisor.stop(id, app.launcher.stop_limit(grace)).await
+    let ending = app.core.supervisor.stop(id, app.launcher.stop_limit(grace)).await?;
+    // Whoever hears that it is gone finds it gone, and its model free: the table follows the supervisor a moment later.
+    let mut table = app.core.workers();
+    let follows = table.wait_for(|table| table.get(id).is_none_or(|worker| !worker.is_kept));
+    let _ = tokio::time::timeout(FOLLOWING, follows).await;
+    Ok(ending)
 }
 
 /// Asks a worker to finish its requests, however long they take, and to end then. It is not started again.

@@ -18,7 +18,7 @@ const GAUGES: [&str; 5] = [
     "llamacpp:requests_processing",
 ];
 /// How often the number is looked at after a client has left.
-const LOOKS: u32 = 8;
+const LOOKS: u32 = 20;
 /// The pause between two looks.
 pub(super) const PAUSE: Duration = Duration::from_millis(250);
 /// Tokens of the answer that is left: it would take far longer than all looks.
