@@ -165,7 +165,7 @@ function Keep({ model, reload }) {
     <h3>Keep running</h3>
     <form class="row" onSubmit=${send}>
       <label class="row">Workers <input type="number" name="replicas" min="1" max="100" required defaultValue=${kept?.replicas ?? 1} /></label>
-      <label class="check"><input type="checkbox" name="pin" defaultChecked=${kept?.pin} /> never in anybody’s place</label>
+      <label class="check"><input type="checkbox" name="pin" defaultChecked=${kept?.pin} /> never evicted</label>
       <button type="submit">Keep</button>
       ${kept && html`<button type="button" onClick=${end}>End this</button>`}
     </form>
