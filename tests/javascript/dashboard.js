@@ -170,14 +170,19 @@ async function a_worker_that_is_killed_is_seen_at_once(open) {
   // Watched by the page itself: its host starts it again, and who looks seldom would see it ready before and after.
   await ready.evaluate((badge) => {
     globalThis.unready = new Promise((told) => {
-      const look = () => (badge.isConnected && badge.textContent === "ready") || told();
-      new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
+      const observer = new MutationObserver(() => {
+        if (badge.isConnected && badge.textContent === "ready") return;
+        observer.disconnect();
+        told(document.querySelector(".stats").textContent);
+      });
+      observer.observe(document.body, { subtree: true, childList: true, characterData: true });
     });
   });
   process.kill(pid, "SIGKILL");
   const killed = performance.now();
-  await page.evaluate(() => globalThis.unready);
+  const summary = await page.evaluate(() => globalThis.unready);
   figure(`a worker killed with SIGKILL is seen after ${((performance.now() - killed) / 1000).toFixed(2)} s`);
+  assert.match(summary, /Workers ready0 of 1/);
   await shot(page, "fleet-killed");
   await visit(page, "timeline", "Timeline");
   await seen(page.getByRole("listitem").filter({ hasText: id }));

@@ -13,12 +13,10 @@ const RETRY_MS = [250, 500, 1_000, 2_000, 4_000];
 /** A browser has six connections to one host: a tab that nobody sees gives its own back. */
 const HIDDEN_MS = 30_000;
 
-const NO_COUNTS = { total: 0, online: 0, suspect: 0, unreachable: 0, lost: 0, ready: 0, contended: 0 };
-
 /**
  * `connection`: `{state: 'connecting'|'live'|'reconnecting'|'locked'|'paused', since (ms of Date.now()), reason}`.
  * `isLoaded`: whether there was a snapshot. `hives`, `workers`: Maps by id of the views of `GET /v1/fleet`, each with `at`,
- * the moment (ms of Date.now()) for which its ages hold. `counts`: `{hives, workers}`. `inflight`, `waiting`: requests.
+ * the moment (ms of Date.now()) for which its ages hold. `inflight`, `waiting`: requests.
  */
 const shown = store({
   connection: { state: 'connecting', since: Date.now(), reason: null },
@@ -27,7 +25,6 @@ const shown = store({
   hives: new Map(),
   workers: new Map(),
   gone: [],
-  counts: { hives: NO_COUNTS, workers: NO_COUNTS },
   inflight: 0,
   waiting: 0,
 });
@@ -116,7 +113,6 @@ const handlers = {
   queen(beat) {
     change((next) => {
       next.queen = beat.queen;
-      next.counts = { hives: beat.hives, workers: beat.workers };
       next.inflight = beat.inflight_requests;
       next.waiting = beat.waiting_requests;
     });

@@ -303,12 +303,10 @@ function Workers({ workers }) {
 
 // ---- the page ---------------------------------------------------------------------------------------------------------
 
-const counted = (counts, what) => `${counts[what]} of ${counts.total}`;
-
-/** What keeps members from being as they should, in words; null if nothing does. */
-function trouble({ total, online, suspect, unreachable, lost }) {
-  if (total === online) return null;
-  return [[suspect, 'suspect'], [unreachable, 'unreachable'], [lost, 'lost']].filter(([many]) => many).map(([many, word]) => `${many} ${word}`).join(', ');
+/** How many members are not there, in words; null if all are. */
+function trouble(members) {
+  const words = ['suspect', 'unreachable', 'lost'].map((word) => [members.filter((member) => member.liveness === word).length, word]);
+  return words.filter(([many]) => many).map(([many, word]) => `${many} ${word}`).join(', ') || null;
 }
 
 function Summary({ fleet, hives, workers }) {
@@ -319,12 +317,12 @@ function Summary({ fleet, hives, workers }) {
     : { label: 'Main memory', used: sum(present, (hive) => hive.monitor.ram_used_mb), total: sum(present, (hive) => hive.monitor.ram_total_mb) };
   const power = sum(gpus, (gpu) => gpu.power_watts);
   const speed = sum(workers, speedOf);
-  const slots = sum(workers, (worker) => (worker.ready ? worker.slots : 0));
-  const { hives: ofHives, workers: ofWorkers } = fleet.counts;
+  const ready = workers.filter((worker) => worker.ready);
+  const [noHosts, noWorkers] = [trouble(hives), trouble(workers)];
   return html`
     <${Stats}>
-      <${Stat} label="Hosts online" value=${counted(ofHives, 'online')} detail=${trouble(ofHives) ?? (gpus.length > 0 ? count(gpus.length, 'GPU') : 'no GPU')} tone=${trouble(ofHives) ? 'warn' : undefined} />
-      <${Stat} label="Workers ready" value=${counted(ofWorkers, 'ready')} detail=${trouble(ofWorkers) ?? count(slots, 'slot')} tone=${trouble(ofWorkers) ? 'warn' : undefined} />
+      <${Stat} label="Hosts online" value=${`${present.length} of ${hives.length}`} detail=${noHosts ?? (gpus.length > 0 ? count(gpus.length, 'GPU') : 'no GPU')} tone=${noHosts ? 'warn' : undefined} />
+      <${Stat} label="Workers ready" value=${`${ready.length} of ${workers.length}`} detail=${noWorkers ?? count(sum(ready, (worker) => worker.slots), 'slot')} tone=${noWorkers ? 'warn' : undefined} />
       <${Stat} label="Requests in flight" value=${number(fleet.inflight)} detail=${`${number(fleet.waiting)} waiting`} />
       <${Stat} label="Speed" value=${quantity(speed, 'tok/s')} detail="all workers, now" />
       <${Stat} label=${memory.label} value=${percent(memory.total ? memory.used / memory.total : null)} detail=${`${megabytes(memory.used)} of ${megabytes(memory.total)}`} />
