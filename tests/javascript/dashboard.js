@@ -188,6 +188,19 @@ async function a_worker_that_is_killed_is_seen_at_once(open) {
   await seen(page.getByRole("listitem").filter({ hasText: id }));
 }
 
+async function a_worker_is_stopped_on_the_page_of_the_fleet(open) {
+  const page = await open();
+  await visit(page, "fleet", "Fleet");
+  const [{ id }] = (await ask("/v1/fleet")).workers;
+  // Its host has started it again.
+  await seen(row(page, id).getByText("ready", { exact: true }));
+  await button(page, `Stop ${id}`).click();
+  // Looked for from now on: it goes by itself after some seconds.
+  const told = seen(page.getByRole("status").getByText(`${id} has ended.`));
+  await Promise.all([told, confirm(page, `Stop ${id}?`, "Stop the worker")]);
+  await gone(row(page, id));
+}
+
 // ---- a queen's restart ----
 
 async function a_page_says_that_it_is_old_and_is_right_again_by_itself(open) {
@@ -396,7 +409,7 @@ const CHECKS = {
     a_worker_s_log_is_read,
     it_is_unloaded_kept_running_and_deleted_after_a_question,
   ],
-  "a killed worker": [a_worker_that_is_killed_is_seen_at_once],
+  "a killed worker": [a_worker_that_is_killed_is_seen_at_once, a_worker_is_stopped_on_the_page_of_the_fleet],
   "a queen's restart": [a_page_says_that_it_is_old_and_is_right_again_by_itself],
   "a token": [
     nothing_is_shown_before_the_token_is_right,

@@ -26,12 +26,12 @@ export async function followJob(id, told, signal) {
   return last;
 }
 
-/** Waits for the end of a job; throws with the reason if it did not succeed. */
+/** Waits for the end of a job; answers with whether it was carried through, not cancelled. Throws with the reason if it failed. */
 export async function jobDone(id) {
   for (;;) {
     // Asked for, not followed: jobs may be many and long, and a browser has six connections to one host.
     const { state, last_event: last } = await call(`/v1/jobs/${encodeURIComponent(id)}`);
-    if (state === 'succeeded' || state === 'cancelled') return;
+    if (state === 'succeeded' || state === 'cancelled') return state === 'succeeded';
     if (state === 'failed') throw new Error(last?.error?.message ?? 'the job failed');
     await new Promise((resolve) => setTimeout(resolve, ASK_MS));
   }

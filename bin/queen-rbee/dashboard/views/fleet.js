@@ -8,7 +8,7 @@ import { href } from '../lib/route.js';
 import { useTimeline } from '../lib/timeline.js';
 import {
   Ago, Badge, Bar, Card, Empty, Icon, Liveness, Page, Readiness, SearchField, Section, Stat, Stats, Table,
-  attempt, confirm, html, memo, readiness, useMemo, useState,
+  attempt, confirm, html, memo, readiness, toast, useMemo, useState,
 } from '../lib/ui.js';
 
 const HOSTS_SHOWN = 24;
@@ -190,7 +190,8 @@ async function stopWorker(worker, operation) {
     : `${worker.id} takes nothing new, finishes its requests however long they take, then its process ends.`;
   const title = `${isStop ? 'Stop' : 'Drain'} ${worker.id}?`;
   if (!(await confirm({ title, text, action: isStop ? 'Stop the worker' : 'Drain the worker' }))) return;
-  attempt(async () => jobDone(await startJob({ operation, worker_id: worker.id })), `${worker.id} has ended.`);
+  const isDone = await attempt(async () => jobDone(await startJob({ operation, worker_id: worker.id })));
+  if (isDone !== undefined) toast(isDone ? `${worker.id} has ended.` : `The job on ${worker.id} was cancelled.`, isDone ? 'good' : 'warn');
 }
 
 const TwoLines = ({ first, second, title }) => html`
